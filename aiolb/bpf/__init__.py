@@ -1,0 +1,1 @@
+"""The loader: the balancer program, its maps and the groups they make. Knows nothing of asyncio."""

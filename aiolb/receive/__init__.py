@@ -1,0 +1,1 @@
+"""Interchangeable receivers: each takes datagrams off a socket in batches."""

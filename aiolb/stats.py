@@ -1,0 +1,1 @@
+"""Frozen snapshots of what a collector counted."""

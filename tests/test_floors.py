@@ -1,0 +1,119 @@
+"""The floors hold: every file imports lower floors only, inside functions too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aiolb"
+
+FLOORS = {
+    "aiolb.errors": 0,
+    "aiolb.bpf.abi": 0,
+    "aiolb.bpf.syscall": 0,
+    "aiolb.bpf.hashing": 0,
+    "aiolb.bpf.slots": 0,
+    "aiolb.address": 1,
+    "aiolb.stats": 1,
+    "aiolb.pacing": 1,
+    "aiolb.stamp": 1,
+    "aiolb.histogram": 1,
+    "aiolb.logs": 1,
+    "aiolb.bpf.spec": 1,
+    "aiolb.bpf.classic": 1,
+    "aiolb.bpf.compiler": 1,
+    "aiolb.config": 2,
+    "aiolb.sockets": 2,
+    "aiolb.verification": 2,
+    "aiolb.bpf.program": 2,
+    "aiolb.bpf.pins": 2,
+    "aiolb.bpf.probe": 3,
+    "aiolb.bpf.group": 3,
+    "aiolb.publisher": 3,
+    "aiolb.receive.contract": 3,
+    "aiolb.bpf.steering": 4,
+    "aiolb.receive.plain": 4,
+    "aiolb.protocol": 5,
+    "aiolb.transport": 5,
+    "aiolb.server": 6,
+    "aiolb.collector": 7,
+    "aiolb.builtin": 8,
+    "aiolb.application": 8,
+    "aiolb.cli": 9,
+    "aiolb.__main__": 10,
+}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> int:
+    return FLOORS["aiolb.cli" if module.startswith("aiolb.cli.") else module]
+
+
+def modules() -> dict[str, Path]:
+    """Every module but the packages that only export names."""
+    exports = {"aiolb", "aiolb.bpf", "aiolb.receive"}
+    return {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path)) not in exports}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            # `from aiolb.bpf import abi` imports a module, `from aiolb.bpf.abi import X` a name.
+            found |= {
+                full if (full := f"{node.module}.{alias.name}") in FLOORS else node.module
+                for alias in node.names
+            }
+    return {name for name in found if name == "aiolb" or name.startswith("aiolb.")}
+
+
+@pytest.mark.parametrize(("module", "path"), modules().items(), ids=modules())
+def test_imports_lower_floors_only(module: str, path: Path) -> None:
+    """A file imports from lower floors only; the files of the command line may use each other."""
+    for imported in imports(path):
+        if module.startswith("aiolb.cli") and imported.startswith("aiolb.cli"):
+            continue
+        assert imported in FLOORS or imported.startswith("aiolb.cli."), f"{module} imports {imported}"
+        assert floor_of(imported) < floor_of(module), f"{module} imports {imported}, which is no lower floor"
+
+
+def test_every_floor_has_its_file() -> None:
+    """The table names no file that is gone."""
+    assert set(FLOORS) - set(modules()) == set()
+
+
+@pytest.mark.parametrize("module", ["aiolb.protocol", "aiolb.publisher"])
+def test_never_imports_bpf(module: str) -> None:
+    """The protocol and the publisher know nothing of the kernel program."""
+    assert not [name for name in imports(modules()[module]) if name.startswith("aiolb.bpf")]
+
+
+def test_the_publisher_never_imports_the_server() -> None:
+    """The publisher can be used where no collector is."""
+    assert "aiolb.server" not in imports(modules()["aiolb.publisher"])
+
+
+def test_only_main_imports_the_command_line() -> None:
+    """Nothing but __main__ imports the command line."""
+    users = {name for name, path in modules().items() if any(i.startswith("aiolb.cli") for i in imports(path))}
+    assert {name for name in users if not name.startswith("aiolb.cli")} == {"aiolb.__main__"}
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    """`print` and `sys.exit` appear in the command line alone."""
+    for name, path in modules().items():
+        if name.startswith("aiolb.cli") or name == "aiolb.__main__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called not in {"print", "exit", "sys.exit", "os._exit"}, f"{name}:{node.lineno} calls {called}"
