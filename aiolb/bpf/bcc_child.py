@@ -1,0 +1,70 @@
+"""Runs bcc in a process of its own: a request on standard input, bytecode or an error on standard output, both JSON.
+
+Started by path, not as a part of the package, so that nothing but bcc is imported here and bcc nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+# Where distributions keep the real bcc, which virtual environments do not see.
+SYSTEM_PACKAGES = (
+    "/usr/lib/python3/dist-packages",
+    f"/usr/lib/python3.{sys.version_info.minor}/site-packages",
+    f"/usr/lib64/python3.{sys.version_info.minor}/site-packages",
+)
+
+
+def find_bcc() -> tuple[str | None, str | None]:
+    """The folder to import the real bcc from, and the path of an unrelated package of that name."""
+    unrelated = None
+    for folder in [*SYSTEM_PACKAGES, *sys.path]:
+        package = Path(folder) / "bcc"
+        if (package / "libbcc.py").is_file():
+            return folder, unrelated
+        if (package / "__init__.py").is_file() or package.with_suffix(".py").is_file():
+            unrelated = str(package)
+    return None, unrelated
+
+
+def import_bcc(folder: str) -> ModuleType:
+    """Import bcc from ``folder`` and leave the search path as it was."""
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("bcc")
+    finally:
+        sys.path.remove(folder)
+
+
+def compiler_name(bcc: ModuleType) -> str:
+    """bcc's version and the LLVM that it brought into this process: together they decide the bytecode."""
+    libraries = {Path(line.split()[-1]).name for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    llvm = sorted(name for name in libraries if name.startswith(("libLLVM", "libclang")))
+    return " ".join(["bcc", str(bcc.__version__), *llvm])
+
+
+def compile_program(request: dict[str, object]) -> dict[str, object]:
+    """Compile ``request['source']`` with ``request['flags']`` and take ``request['function']`` out of it."""
+    folder, unrelated = find_bcc()
+    if folder is None:
+        return {"error": "unrelated" if unrelated else "missing", "detail": unrelated}
+    try:
+        bcc = import_bcc(folder)
+    except (ImportError, OSError) as error:
+        return {"error": "broken", "detail": f"{folder}: {error}"}
+    try:
+        module = bcc.BPF(text=request["source"], cflags=request["flags"])
+        bytecode = module.dump_func(request["function"])
+    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception; clang's words are on standard error
+        return {"error": "compile", "detail": str(error)}
+    return {"bytecode": base64.b64encode(bytecode).decode(), "compiler": compiler_name(bcc)}
+
+
+if __name__ == "__main__":
+    json.dump(compile_program(json.load(sys.stdin)), sys.stdout)

@@ -1,0 +1,77 @@
+"""Compiles balancer.c with bcc, in a short-lived child process: bcc and LLVM never enter a collector."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from aiolb.bpf.spec import BYTECODE, FOLDER, ProgramSpec, source_digest
+from aiolb.errors import CompileError
+
+TIMEOUT = 60
+"""Seconds that a compilation may take; measured 0.5."""
+
+_INSTALL = "apt-get install python3-bpfcc (Debian, Ubuntu) or dnf install python3-bcc (Fedora)"
+
+
+def compile_balancer(*, debug: bool = False) -> ProgramSpec:
+    """Compile the balancer; with ``debug`` every decision is written to the kernel's trace file.
+
+    Needs the distribution's bcc, no kernel headers and no privilege. Raises CompileError.
+    """
+    flags = [f"-I{FOLDER}", *(["-DAIOLB_DEBUG"] if debug else [])]
+    answer = _ask_bcc({"source": (FOLDER / "balancer.c").read_text(), "flags": flags, "function": "balancer"})
+    return ProgramSpec(
+        base64.b64decode(answer["bytecode"]),
+        "aiolb_debug" if debug else "aiolb_compiled",
+        source_digest(),
+        answer["compiler"],
+    )
+
+
+def _ask_bcc(request: dict[str, object]) -> dict[str, str]:
+    # bcc takes this for a kernel's source tree; include/ holds the few headers that it asks for.
+    environment = {**os.environ, "BCC_KERNEL_SOURCE": str(FOLDER)}
+    child = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-I", str(Path(__file__).with_name("bcc_child.py"))],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=environment,
+        check=False,
+    )
+    try:
+        answer: dict[str, str] = json.loads(child.stdout)
+    except ValueError:
+        raise CompileError(f"bcc ended with status {child.returncode}: {child.stderr.strip()[-500:]}") from None
+    if "error" in answer:
+        raise _error(answer["error"], answer["detail"], child.stderr)
+    return answer
+
+
+def _error(kind: str, detail: str, output: str) -> CompileError:
+    if kind == "missing":
+        return CompileError("bcc is not installed", hint=_INSTALL)
+    if kind == "unrelated":
+        return CompileError(
+            f"{detail} is an unrelated package that has the name bcc on PyPI, not the BPF Compiler Collection",
+            hint=f"pip uninstall bcc, then {_INSTALL}",
+        )
+    if kind == "broken":
+        return CompileError(f"bcc cannot be imported: {detail}", hint=_INSTALL)
+    errors = [line for line in output.splitlines() if "error:" in line]
+    return CompileError(f"the balancer does not compile: {errors[0] if errors else detail}")
+
+
+def main() -> None:
+    """Rebuild balancer.bin from the C source (``make bytecode``)."""
+    BYTECODE.write_bytes(compile_balancer().to_bytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Key to slot, and the order in which members are tried: the pure twin of balancer.c."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from aiolb.bpf.abi import MAX_TRIES, SLOT_COUNT
+
+_MASK = (1 << 64) - 1
+
+
+class Choice(NamedTuple):
+    """Where a source goes: its first slot, and the member (None: nobody is alive)."""
+
+    slot: int
+    member: int | None
+
+
+def key_of(ip: IPv4Address | IPv6Address) -> bytes:
+    """The bytes that are hashed: 4 for IPv4 and IPv4-mapped IPv6, else 16."""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped.packed
+    return ip.packed
+
+
+def slot_of(seed: int, ip: IPv4Address | IPv6Address) -> int:
+    """The slot of a source under a group's 128-bit seed."""
+    return siphash13(seed, key_of(ip)) % SLOT_COUNT
+
+
+def choose(
+    seed: int,
+    ip: IPv4Address | IPv6Address,
+    slots: Sequence[int],
+    count: int,
+    alive: Collection[int],
+) -> Choice:
+    """The member that the kernel's program selects for a source, given who is alive.
+
+    ``slots`` is the slot table and ``count`` the group's number of members.
+    """
+    value = siphash13(seed, key_of(ip))
+    for member in _order_of_tries(value, slots, count):
+        if member in alive:
+            return Choice(value % SLOT_COUNT, member)
+    return Choice(value % SLOT_COUNT, None)
+
+
+def _order_of_tries(value: int, slots: Sequence[int], count: int) -> Iterator[int]:
+    for _ in range(MAX_TRIES):
+        yield slots[value % SLOT_COUNT]
+        value = rehash(value)
+    start = (value & 0xFFFFFFFF) % count
+    for step in range(count):
+        yield (start + step) % count
+
+
+def rehash(value: int) -> int:
+    """One step of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK
+    return value ^ value >> 31
+
+
+def siphash13(seed: int, data: bytes) -> int:
+    """SipHash-1-3 (Aumasson, Bernstein: SipHash, 2012) of ``data`` under a 128-bit key; a 64-bit integer."""
+    low, high = seed & _MASK, seed >> 64
+    state = (
+        low ^ 0x736F6D6570736575,
+        high ^ 0x646F72616E646F6D,
+        low ^ 0x6C7967656E657261,
+        high ^ 0x7465646279746573,
+    )
+    padded = data + bytes(-(len(data) + 1) % 8) + bytes([len(data) & 0xFF])
+    for start in range(0, len(padded), 8):
+        word = int.from_bytes(padded[start : start + 8], "little")
+        v0, v1, v2, v3 = state
+        v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3 ^ word)
+        state = (v0 ^ word, v1, v2, v3)
+    v0, v1, v2, v3 = state
+    v2 ^= 0xFF
+    for _ in range(3):
+        v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+def _sip_round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
+    v0 = (v0 + v1) & _MASK
+    v1 = _rotate(v1, 13) ^ v0
+    v0 = _rotate(v0, 32)
+    v2 = (v2 + v3) & _MASK
+    v3 = _rotate(v3, 16) ^ v2
+    v0 = (v0 + v3) & _MASK
+    v3 = _rotate(v3, 21) ^ v0
+    v2 = (v2 + v1) & _MASK
+    v1 = _rotate(v1, 17) ^ v2
+    v2 = _rotate(v2, 32)
+    return v0, v1, v2, v3
+
+
+def _rotate(value: int, bits: int) -> int:
+    return (value << bits | value >> 64 - bits) & _MASK

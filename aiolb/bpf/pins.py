@@ -1,0 +1,158 @@
+"""Where a group lives in bpffs: the mount, the folder of its pins, and the lock on it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiolb.address import Address
+from aiolb.bpf import syscall
+from aiolb.errors import GroupError, KernelError, PrivilegeError
+
+BPFFS = Path("/sys/fs/bpf")
+LOCK_TIMEOUT = 10.0
+"""Seconds to wait for another process that creates, joins or leaves the same group; it needs milliseconds."""
+
+_LOCK_POLL = 0.005
+_MARKER = "config"  # pinned last and removed first: a folder with it holds a whole group
+
+
+class Pins:
+    """The folder ``BPFFS/aiolb/<network namespace>/<protocol>_<address>_<port>`` of one group."""
+
+    def __init__(self, address: Address, *, protocol: str = "udp", bpffs: Path = BPFFS) -> None:
+        self.bpffs = bpffs
+        # bpffs refuses names with dots.
+        host = address.host.replace(".", "-")
+        self.folder = bpffs / "aiolb" / str(network_namespace()) / f"{protocol}_{host}_{address.port}"
+        self._lock: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether a whole group is pinned here; look under the lock."""
+        return (self.folder / _MARKER).exists()
+
+    def pin_program(self, fd: int) -> None:
+        """Pin the program, in one step where another one is pinned."""
+        syscall.obj_pin(fd, str(self.folder / "prog_new"))
+        (self.folder / "prog_new").rename(self.folder / "prog")
+
+    def open_program(self) -> int:
+        """A descriptor of the pinned program; the caller closes it. Raises OSError."""
+        return syscall.obj_get(str(self.folder / "prog"))
+
+    @contextmanager
+    def locked(self, *, create: bool = False) -> Iterator[None]:
+        """Hold the group's lock: one process at a time creates, joins, leaves or moves slots. Re-entrant.
+
+        With ``create`` the folder is made first, and bpffs mounted where it is missing. Raises GroupError
+        after LOCK_TIMEOUT seconds, FileNotFoundError without a folder, KernelError when it cannot be made.
+        """
+        if self._lock is not None:
+            yield
+            return
+        self._lock = self._acquire(create=create)
+        try:
+            yield
+        finally:
+            os.close(self._lock)
+            self._lock = None
+
+    def _acquire(self, *, create: bool) -> int:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            if create:
+                self._make_folder()
+            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._flock(fd, deadline)
+                if self._is_still_there(fd):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # deleted while we waited for it
+
+    def _flock(self, fd: int, deadline: float) -> None:
+        # flock(2) has no time limit of its own, and a stopped process must not hang all others for ever.
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise GroupError(
+                        f"another process has held the lock on {self.folder} for {LOCK_TIMEOUT:g} s",
+                        hint=f"find it with: fuser -v {self.folder}",
+                    ) from None
+                time.sleep(_LOCK_POLL)
+
+    def _is_still_there(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self.folder.stat())
+        except FileNotFoundError:
+            return False
+
+    def _make_folder(self) -> None:
+        self._mount_if_missing()
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except PermissionError as error:
+            raise PrivilegeError(
+                f"this user may not create the group's folder {self.folder}",
+                errno=error.errno,
+                hint="run as root; --balancer classic needs no privilege",
+            ) from error
+
+    def _mount_if_missing(self) -> None:
+        try:
+            if is_bpffs(self.bpffs):
+                return
+            self.bpffs.mkdir(parents=True, exist_ok=True)
+            syscall.mount_bpffs(str(self.bpffs))
+        except OSError as error:
+            kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
+            raise kind(
+                f"no BPF file system is mounted at {self.bpffs}, and mounting it failed: {error.strerror}",
+                errno=error.errno,
+                hint=f"as root: mount -t bpf bpf {self.bpffs}",
+            ) from error
+
+    def clear(self) -> None:
+        """Remove all pins, the marker of a whole group first: also what a creation left that was cut off."""
+        (self.folder / _MARKER).unlink(missing_ok=True)
+        for pin in list(self.folder.iterdir()):
+            pin.unlink()
+
+    def remove(self) -> None:
+        """Remove all pins and the folder; maps and programs live on while sockets or processes use them.
+
+        Call it under the lock.
+        """
+        self.clear()
+        self.folder.rmdir()
+        for parent in (self.folder.parent, self.folder.parent.parent):
+            try:
+                parent.rmdir()
+            except OSError:  # other groups live there
+                return
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether a BPF file system is mounted at ``path`` (proc_pid_mountinfo(5))."""
+    wanted = str(path.resolve())
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        if source.startswith("bpf ") and mount.split()[4] == wanted:
+            return True
+    return False
+
+
+def network_namespace() -> int:
+    """The inode number of this thread's network namespace, as ``lsns -t net`` prints it."""
+    return Path("/proc/thread-self/ns/net").stat().st_ino

@@ -1,0 +1,53 @@
+"""A program as data: its bytecode and where it comes from. Needs no kernel."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from aiolb.bpf.abi import LAYOUT_VERSION
+
+FOLDER = Path(__file__).parent
+BYTECODE = FOLDER / "balancer.bin"
+SOURCES = ("balancer.c", "balancer.h")
+
+_MAGIC = "aiolb-balancer"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """Relocatable bytecode: instructions of 8 bytes, in which map placeholders wait for their descriptors."""
+
+    instructions: bytes
+    name: str
+    source_digest: str
+    compiler: str
+
+    @property
+    def digest(self) -> int:
+        """The first 8 bytes of the bytecode's SHA-256: tells two programs apart."""
+        return int.from_bytes(hashlib.sha256(self.instructions).digest()[:8], "little")
+
+    def to_bytes(self) -> bytes:
+        """The content of ``balancer.bin``: a line of text, then the instructions."""
+        header = f"{_MAGIC} layout={LAYOUT_VERSION} source={self.source_digest} compiler={self.compiler}\n"
+        return header.encode() + self.instructions
+
+
+def source_digest() -> str:
+    """SHA-256 over the program's C source and headers."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((FOLDER / name).read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def shipped() -> ProgramSpec:
+    """The bytecode that the package brings, built by ``make bytecode``."""
+    header, _, instructions = BYTECODE.read_bytes().partition(b"\n")
+    words, _, compiler = header.decode().partition(" compiler=")
+    fields = dict(word.split("=", 1) for word in words.split()[1:])
+    return ProgramSpec(instructions, "aiolb_balancer", fields["source"], compiler)

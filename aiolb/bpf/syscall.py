@@ -1,0 +1,211 @@
+"""The kernel calls that Python has no function for: bpf(2), mount(2), membarrier(2), classic filters.
+
+The only place with ctypes and raw numbers. Every failure is an OSError whose ``filename`` is the call's name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import socket
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# (bpf, membarrier) by machine, from the kernel's syscall tables; little-endian ones, as the shipped bytecode is.
+_NUMBERS = {
+    "x86_64": (321, 324),
+    "aarch64": (280, 283),
+    "riscv64": (280, 283),
+    "ppc64le": (361, 365),
+    "armv7l": (386, 389),
+    "i686": (357, 375),
+}
+
+# enum bpf_cmd, include/uapi/linux/bpf.h
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
+_OBJ_GET_INFO_BY_FD, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 15, 24, 26
+
+PROG_TYPE_SK_REUSEPORT = 21
+MEMBARRIER_GLOBAL = 1
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_EBPF = 52
+_MOUNT_FLAGS = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC, as systemd mounts it
+
+_LOG_SIZE = 1 << 20
+
+
+def _syscall(which: int, name: str, *arguments: object) -> int:
+    numbers = _NUMBERS.get(platform.machine())
+    if numbers is None:
+        raise OSError(38, f"no system call number known for {platform.machine()}", name)
+    result = int(_libc.syscall(numbers[which], *arguments))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), name)
+    return result
+
+
+def _bpf(command: int, name: str, attributes: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    return _syscall(0, name, ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes)))
+
+
+def _pointer(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _in(data: bytes) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def _name(name: str) -> bytes:
+    return name.encode()[:15]
+
+
+def map_create(map_type: int, *, key_size: int, value_size: int, entries: int, name: str) -> int:
+    """Create a map and return its descriptor (close-on-exec); the caller closes it."""
+    attributes = struct.pack(
+        "=IIIIIII16s", map_type, key_size, value_size, entries, 0, 0, 0, _name(name)
+    )
+    return _bpf(_MAP_CREATE, "BPF_MAP_CREATE", attributes)
+
+
+def map_lookup(fd: int, key: int, size: int) -> bytes | None:
+    """The value under an array's ``key``, ``size`` bytes; None where there is none (ENOENT)."""
+    key_buffer, value = _in(struct.pack("=I", key)), ctypes.create_string_buffer(size)
+    attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), _pointer(value), 0)
+    try:
+        _bpf(_MAP_LOOKUP, "BPF_MAP_LOOKUP_ELEM", attributes)
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+def map_update(fd: int, key: int, value: bytes) -> None:
+    """Write the value under an array's ``key``; replacing one is atomic for a sockarray."""
+    key_buffer, value_buffer = _in(struct.pack("=I", key)), _in(value)
+    attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), _pointer(value_buffer), 0)
+    _bpf(_MAP_UPDATE, "BPF_MAP_UPDATE_ELEM", attributes)
+
+
+def map_delete(fd: int, key: int) -> bool:
+    """Remove the value under ``key``; whether there was one."""
+    key_buffer = _in(struct.pack("=I", key))
+    attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), 0, 0)
+    try:
+        _bpf(_MAP_DELETE, "BPF_MAP_DELETE_ELEM", attributes)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def map_lookup_batch(fd: int, entries: int, size: int) -> bytes:
+    """The values of a whole array of ``entries`` values, ``size`` bytes each, in one call (Linux 5.6, per-CPU 5.13)."""
+    position, keys = ctypes.create_string_buffer(4), ctypes.create_string_buffer(4 * entries)
+    values = ctypes.create_string_buffer(size * entries)
+    attributes = struct.pack(
+        "=QQQQIIQQ", 0, _pointer(position), _pointer(keys), _pointer(values), entries, fd, 0, 0
+    )
+    # ENOENT says that the end of the map was reached, with everything before it copied.
+    try:
+        _bpf(_MAP_LOOKUP_BATCH, "BPF_MAP_LOOKUP_BATCH", attributes)
+    except FileNotFoundError:
+        pass
+    return values.raw
+
+
+def map_update_batch(fd: int, keys: list[int], values: bytes) -> None:
+    """Write many values of an array in one call (Linux 5.6)."""
+    key_buffer, value_buffer = _in(struct.pack(f"={len(keys)}I", *keys)), _in(values)
+    attributes = struct.pack(
+        "=QQQQIIQQ", 0, 0, _pointer(key_buffer), _pointer(value_buffer), len(keys), fd, 0, 0
+    )
+    _bpf(_MAP_UPDATE_BATCH, "BPF_MAP_UPDATE_BATCH", attributes)
+
+
+def prog_load(program_type: int, instructions: bytes, *, license_text: str, name: str) -> int:
+    """Load a program and return its descriptor (close-on-exec); the caller closes it."""
+    return _prog_load(program_type, instructions, license_text, name, None)
+
+
+def prog_verify(program_type: int, instructions: bytes, *, license_text: str, name: str) -> str:
+    """The verifier's whole log for a program, loaded or refused; nothing stays loaded."""
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    try:
+        os.close(_prog_load(program_type, instructions, license_text, name, log))
+    except OSError:
+        pass
+    return log.value.decode(errors="replace")
+
+
+def _prog_load(
+    program_type: int, instructions: bytes, license_text: str, name: str, log: ctypes.Array[ctypes.c_char] | None
+) -> int:
+    code, license_buffer = _in(instructions), ctypes.create_string_buffer(license_text.encode())
+    attributes = struct.pack(
+        "=IIQQIIQII16s",
+        program_type,
+        len(instructions) // 8,
+        _pointer(code),
+        _pointer(license_buffer),
+        0 if log is None else 1,
+        0 if log is None else _LOG_SIZE,
+        0 if log is None else _pointer(log),
+        0,
+        0,
+        _name(name),
+    )
+    return _bpf(_PROG_LOAD, "BPF_PROG_LOAD", attributes)
+
+
+def obj_pin(fd: int, path: str) -> None:
+    """Pin a map or program in bpffs; FileExistsError when the name is taken."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_OBJ_PIN, "BPF_OBJ_PIN", struct.pack("=QII", _pointer(name), fd, 0))
+
+
+def obj_get(path: str) -> int:
+    """A new descriptor (close-on-exec) of what is pinned at ``path``; the caller closes it."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_OBJ_GET, "BPF_OBJ_GET", struct.pack("=QII", _pointer(name), 0, 0))
+
+
+def map_shape(fd: int) -> tuple[int, int, int, int]:
+    """A map's type, key size, value size (bytes) and number of entries (struct bpf_map_info)."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", struct.pack("=IIQ", fd, len(info), _pointer(info)))
+    kind, _, key_size, value_size, entries = struct.unpack_from("=IIIII", info)
+    return kind, key_size, value_size, entries
+
+
+def attach_reuseport(sock: socket.socket, program_fd: int) -> None:
+    """Let a program choose among the sockets of a bound socket's reuseport group (socket(7))."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, program_fd)
+
+
+def attach_reuseport_classic(sock: socket.socket, instructions: bytes) -> None:
+    """The same with a classic BPF program (8 bytes an instruction), which needs no privilege."""
+    code = _in(instructions)
+    program = struct.pack("HP", len(instructions) // 8, _pointer(code))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def mount_bpffs(path: str) -> None:
+    """Mount a BPF file system at ``path``, as ``mount -t bpf bpf PATH`` does."""
+    kind = ctypes.c_char_p(b"bpf")
+    if _libc.mount(kind, ctypes.c_char_p(os.fsencode(path)), kind, ctypes.c_ulong(_MOUNT_FLAGS), b"mode=0755"):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
+
+
+def membarrier() -> None:
+    """Wait for an RCU grace period: what packet processing had begun before the call is done after it.
+
+    MEMBARRIER_CMD_GLOBAL is synchronize_rcu() in the kernel (kernel/sched/membarrier.c). Takes some
+    milliseconds. OSError: EINVAL on a nohz_full kernel, ENOSYS where membarrier(2) is not built in.
+    """
+    _syscall(1, "membarrier", ctypes.c_int(MEMBARRIER_GLOBAL), ctypes.c_uint(0), ctypes.c_int(0))

@@ -1,0 +1,186 @@
+"""Reuseport sockets: creation, free ports, receive buffers, the kernel's counters, who holds a port."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from aiolb.address import Address, canonical, split_host_port
+from aiolb.errors import ConfigurationError, KernelError
+
+# Linux names that the socket module of Python 3.11 lacks (include/uapi/asm-generic/socket.h).
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+
+_MEMINFO = struct.Struct("=9I")
+
+
+@dataclass(frozen=True, slots=True)
+class SocketMemory:
+    """SO_MEMINFO: bytes in the receive queue and their limit (both with the kernel's overhead), and drops.
+
+    ``drops`` counts packets; a train is one packet.
+    """
+
+    queued: int
+    limit: int
+    drops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A socket on a port: its user, and its process where /proc shows it."""
+
+    uid: int
+    pid: int | None
+
+    def __str__(self) -> str:
+        try:
+            user = pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            user = str(self.uid)
+        return f"user {user}" if self.pid is None else f"pid {self.pid}, user {user}"
+
+
+def resolve(text: str) -> Address:
+    """Read ``HOST:PORT``; a name is resolved (getaddrinfo(3), first answer). Raises ConfigurationError."""
+    host, port = split_host_port(text)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{host!r} in {text!r} is neither an IP address nor a known name: {error.strerror}",
+            hint="e.g. 127.0.0.1:10001 or [::1]:10001",
+        ) from error
+    return Address(str(canonical(ip_address(str(found[0][4][0])))), port)
+
+
+def bind_reuseport(address: Address) -> socket.socket:
+    """A non-blocking UDP socket bound to ``address`` with SO_REUSEPORT; an IPv6 wildcard takes IPv4 too.
+
+    The caller closes it. Raises KernelError, which names who holds the port.
+    """
+    sock = _udp_socket(address)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((address.host, address.port))
+    except OSError as error:
+        sock.close()
+        raise _bind_error(address, error) from error
+    return sock
+
+
+@contextmanager
+def reserved_port(address: Address) -> Iterator[Address]:
+    """Choose a free port if ``address`` has port 0, and keep it free for reuseport sockets inside the block.
+
+    Two programs that bind port 0 with SO_REUSEPORT may be given the same port (Linux: udp_lib_lport_inuse()
+    does not count such sockets of one user), so the port is found without the option, which is set afterwards.
+    """
+    if address.port:
+        yield address
+        return
+    with _udp_socket(address) as probe:
+        try:
+            probe.bind((address.host, 0))
+        except OSError as error:
+            raise _bind_error(address, error) from error
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield address.with_port(probe.getsockname()[1])
+
+
+def _udp_socket(address: Address) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    if address.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return sock
+
+
+def _bind_error(address: Address, error: OSError) -> KernelError:
+    if error.errno != errno.EADDRINUSE:
+        hint = {
+            errno.EADDRNOTAVAIL: "use an address of this machine (ip address), or 0.0.0.0 for all",
+            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+        }.get(error.errno or 0)
+        return KernelError(f"cannot bind {address}: {error.strerror}", errno=error.errno, hint=hint)
+    holders = holders_of(address)
+    who = f" ({'; '.join(map(str, holders))})" if holders else ""
+    if any(holder.uid != os.geteuid() for holder in holders):
+        reason = f"{address} is held by another user{who}"
+        hint = "all sockets of a group need the same effective user"
+    else:
+        reason = f"{address} is held by a socket without SO_REUSEPORT{who}"
+        hint = "stop that process, or choose another port"
+    return KernelError(reason, errno=error.errno, hint=hint)
+
+
+def holders_of(address: Address) -> list[Holder]:
+    """The UDP sockets of this network namespace that would take datagrams for ``address`` (/proc/net/udp)."""
+    found = {}
+    for table, size in (("udp", 4), ("udp6", 16)):
+        for line in _lines(f"/proc/self/net/{table}"):
+            fields = line.split()
+            host, port = fields[1].split(":")
+            if int(port, 16) == address.port and _overlaps(_from_proc(host, size), address):
+                found[fields[9]] = int(fields[7])
+    pids = _pids_by_inode(set(found)) if found else {}
+    return [Holder(uid, pids.get(inode)) for inode, uid in found.items()]
+
+
+def _overlaps(host: bytes, address: Address) -> bool:
+    ip = canonical(ip_address(host))
+    wildcard = ip.is_unspecified or address.ip.is_unspecified
+    return wildcard or ip == address.ip
+
+
+def _from_proc(text: str, size: int) -> bytes:
+    """An address of /proc/net: 32-bit words in the machine's byte order."""
+    words = [int(text[start : start + 8], 16) for start in range(0, size * 2, 8)]
+    return struct.pack(f"={len(words)}I", *words)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()[1:]
+    except FileNotFoundError:  # no IPv6
+        return []
+
+
+def _pids_by_inode(inodes: set[str]) -> dict[str, int]:
+    """Which process has which socket open, as far as this user may see."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found = {}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            inode = wanted.get(os.readlink(descriptor))
+        except OSError:  # another user's process, or gone meanwhile
+            continue
+        if inode is not None:
+            found[inode] = int(descriptor.parts[2])
+    return found
+
+
+def set_receive_buffer(sock: socket.socket, size: int) -> int:
+    """Ask for a receive buffer of ``size`` bytes, beyond net.core.rmem_max where CAP_NET_ADMIN allows.
+
+    Returns the bytes that were given. The kernel doubles the number for its own overhead (socket(7)).
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def memory(sock: socket.socket) -> SocketMemory:
+    """The socket's receive queue and the packets that the kernel dropped for lack of room (SO_MEMINFO)."""
+    fields = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    return SocketMemory(queued=fields[0], limit=fields[1], drops=fields[8])
