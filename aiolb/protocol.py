@@ -1,0 +1,501 @@
+"""The asyncio protocol of a collector: lanes that keep each source in order, and backpressure."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import structlog
+
+from aiolb.errors import ConfigurationError
+from aiolb.stats import ProtocolStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aiolb.receive.contract import Datagram
+
+CURRENT_TRANSPORT: ContextVar[asyncio.DatagramTransport] = ContextVar("aiolb_transport")
+"""Inside a handler: the transport that its datagram came in on."""
+
+CONCURRENCY = 128
+"""Handlers in flight at most, unless told otherwise."""
+BACKLOG = 4096
+"""Datagrams that may be held before reading is paused, unless told otherwise."""
+
+# Datagrams that a lane handles before it lets timers and other tasks run.
+_STEP = range(64)
+_LOG_INTERVAL = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Application(Protocol):
+    """What the protocol and the server ask of a collector."""
+
+    async def startup(self) -> None:
+        """Called once before the first datagram."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Called once after the last handler ended."""
+        ...
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Handle one datagram; those of one source come in order and one at a time."""
+        ...
+
+    async def handle_batch(self, batch: list[Datagram]) -> None:
+        """Handle all datagrams that are pending; called one at a time."""
+        ...
+
+    def on_error(self, exc: BaseException, datagram: bytes, addr: Any) -> None:
+        """Told of each datagram whose handler raised."""
+        ...
+
+    def report(self) -> Mapping[str, Any]:
+        """What the collector wants to show of itself, by name."""
+        ...
+
+
+class _Lane:
+    """One task that runs handlers, one at a time.
+
+    ``item`` (or ``batch``) is what its handler works on. ``source`` is set while the lane holds a source:
+    from the moment its handler is found suspended until everything in ``backlog`` is handled too.
+    """
+
+    __slots__ = ("backlog", "batch", "item", "source", "task", "wakeup")
+
+    def __init__(self) -> None:
+        self.item: Datagram | None = None
+        self.batch: tuple[Datagram, ...] = ()
+        self.source: Any = None
+        self.backlog: deque[Datagram] = deque()
+        self.task: asyncio.Task[None] | None = None
+        self.wakeup: asyncio.Future[None] | None = None
+
+    def in_hand(self) -> tuple[Datagram, ...]:
+        return (self.item,) if self.item is not None else self.batch
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody asked the task to end, and no handler took that for itself."""
+        return self.task is not None and self.task.cancelling() > 0
+
+
+class _Sampling:
+    """Which of many alike events to log: the first, then at most one a second."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._suppressed = 0
+
+    def admit(self, now: float) -> int | None:
+        """The number suppressed since the last one that was logged; None to suppress this one."""
+        if now < self._next:
+            self._suppressed += 1
+            return None
+        suppressed, self._suppressed, self._next = self._suppressed, 0, now + _LOG_INTERVAL
+        return suppressed
+
+
+class CollectorProtocol(asyncio.DatagramProtocol):
+    """Runs the handlers of an application over one transport, and loses no datagram until ``stop``.
+
+    One lane at a time is the runner: it takes pending datagrams one after the other and awaits the handler
+    of each. A handler that never blocks costs that one await. When the runner is still suspended in a
+    handler after its step, it becomes the holder of that datagram's source and another lane becomes the
+    runner, up to ``concurrency`` lanes. The runner moves datagrams of a held source behind its holder, who
+    handles them in order before it lets the source go.
+
+    Reading is paused when every lane is suspended with datagrams pending, when ``backlog`` datagrams are
+    pending or waiting, and while the transport's write buffer is over its limit. It resumes when nothing
+    is pending and half of the backlog is gone.
+
+    With ``batches`` there is one lane, which hands all that is pending to ``handle_batch``.
+
+    Raises ConfigurationError when concurrency or backlog is not positive.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        concurrency: int = CONCURRENCY,
+        backlog: int = BACKLOG,
+        batches: bool = False,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        if concurrency < 1 or backlog < 1:
+            raise ConfigurationError(f"concurrency {concurrency} and backlog {backlog} must be at least 1")
+        self._application = application
+        self._concurrency = 1 if batches else concurrency
+        self._backlog = backlog
+        self._work = self._run_batch if batches else self._run
+        self._loop = loop
+        self._transport: asyncio.DatagramTransport | None = None
+        self._context = copy_context()
+
+        self._pending: deque[Datagram] = deque()
+        self._runner: _Lane | None = None
+        self._holders: dict[Any, _Lane] = {}
+        self._waiting = 0
+        self._lanes: set[_Lane] = set()
+        self._idle: list[_Lane] = []
+        self._lanes_made = 0
+
+        self._room = asyncio.Event()
+        self._room.set()
+        self._quiet = asyncio.Event()
+        self._writing_paused = False
+        self._reading_over = False
+        self._stopped = False
+
+        self._received = self._errors = self._abandoned = self._socket_errors = 0
+        self._handler_sampling = _Sampling()
+        self._socket_sampling = _Sampling()
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport; handlers find it in ``CURRENT_TRANSPORT``."""
+        self._transport = cast("asyncio.DatagramTransport", transport)
+        self._context.run(CURRENT_TRANSPORT.set, self._transport)
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """Take one datagram; handlers start with the next turn of the loop."""
+        self.datagrams_received([(data, addr)])
+
+    def datagrams_received(self, batch: Sequence[Datagram]) -> None:
+        """Take a batch in one call; handlers start with the next turn of the loop."""
+        self._received += len(batch)
+        if self._stopped:
+            self._abandoned += len(batch)
+            return
+        self._pending.extend(batch)
+        if self._runner is None:
+            self._appoint()
+        if len(self._pending) + self._waiting >= self._backlog:
+            self._pause()
+
+    def error_received(self, exc: Exception) -> None:
+        """Count an error of the socket and log it, at most once a second."""
+        self._socket_errors += 1
+        suppressed = self._socket_sampling.admit(self._loop.time())
+        if suppressed is not None:
+            _log.warning("socket_error", error=repr(exc), suppressed=suppressed)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more will come in; what is held is still handled."""
+        if exc is not None:
+            _log.error("connection_lost", error=repr(exc))
+
+    def pause_writing(self) -> None:
+        """Read no more while replies cannot leave, or they would pile up."""
+        self._writing_paused = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        """Read again, unless the backlog still forbids it."""
+        self._writing_paused = False
+        self._make_room()
+
+    # What the server calls
+
+    async def drained(self) -> None:
+        """Return when no datagram is pending, waiting or in flight."""
+        while not self._is_drained():
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def has_room(self) -> None:
+        """Return when reading is not paused by backpressure."""
+        while not self._room.is_set():
+            await self._room.wait()
+
+    def stop_reading(self) -> None:
+        """Pause reading for good: the end of backpressure does not resume it. What is held is handled."""
+        self._reading_over = True
+        self._call_transport("pause_reading")
+
+    def stop(self) -> int:
+        """Cancel all handlers, give up what is held, and read no more.
+
+        Returns the number of datagrams given up by this call. ``aclose`` waits for the handlers to end.
+        """
+        if self._stopped:
+            return 0
+        self._stopped = True
+        self.stop_reading()
+        in_flight = sum(len(lane.in_hand()) for lane in self._lanes)
+        abandoned = len(self._pending) + self._waiting + in_flight
+        self._abandoned += abandoned
+        self._pending.clear()
+        self._waiting = 0
+        self._holders.clear()
+        self._idle.clear()
+        self._runner = None
+        for lane in self._lanes:
+            self._dismiss(lane)
+        self._room.set()
+        self._quiet.set()
+        return abandoned
+
+    async def aclose(self) -> None:
+        """Stop, and wait until every cancelled handler has ended."""
+        self.stop()
+        tasks = {lane.task for lane in self._lanes if lane.task is not None} - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def statistics(self) -> ProtocolStatistics:
+        """What became of every datagram so far."""
+        pending, waiting = len(self._pending), self._waiting
+        in_flight = sum(len(lane.in_hand()) for lane in self._lanes)
+        unhandled = self._errors + pending + waiting + in_flight + self._abandoned
+        return ProtocolStatistics(
+            received=self._received,
+            handled=self._received - unhandled,
+            errors=self._errors,
+            pending=pending,
+            waiting=waiting,
+            in_flight=in_flight,
+            abandoned=self._abandoned,
+            lanes=len(self._lanes),
+            socket_errors=self._socket_errors,
+        )
+
+    # Lanes: each method runs without interruption between two awaits. Invariants there:
+    # a datagram is in exactly one of _pending, one lane's backlog, and one lane's hand;
+    # only the runner takes from _pending; only the holder of a source handles that source;
+    # _runner is None with datagrams pending only while every lane holds a source.
+
+    def _appoint(self) -> None:
+        """Make a free lane the runner, or pause reading when none is free."""
+        while self._idle:
+            lane = self._idle.pop()
+            # A parked lane that was cancelled from outside is about to end.
+            if lane.wakeup is not None and not lane.wakeup.done():
+                self._runner = lane
+                lane.wakeup.set_result(None)
+                return
+        if len(self._lanes) < self._concurrency:
+            self._runner = lane = _Lane()
+            self._open(lane)
+        else:
+            self._pause()
+
+    def _open(self, lane: _Lane) -> None:
+        self._lanes.add(lane)
+        self._lanes_made += 1
+        # A context of its own: a lane made after another's step must not inherit what handlers set there.
+        lane.task = self._loop.create_task(
+            self._live(lane), name=f"aiolb-lane-{self._lanes_made}", context=self._context.copy()
+        )
+        lane.task.add_done_callback(lambda task: self._ended(lane, task), context=self._context)
+
+    async def _live(self, lane: _Lane) -> None:
+        while not (self._stopped or lane.is_cancelled()):
+            if lane.source is not None:
+                await self._finish_source(lane)
+            elif self._runner is lane:
+                await self._work(lane)
+            elif self._runner is None and self._pending:
+                self._runner = lane
+            else:
+                await self._park(lane)
+
+    async def _park(self, lane: _Lane) -> None:
+        lane.wakeup = self._loop.create_future()
+        self._idle.append(lane)
+        self._check_drained()
+        await lane.wakeup
+
+    async def _run(self, lane: _Lane) -> None:
+        """Be the runner for one step: until nothing is pending, or a handler was suspended."""
+        self._loop.call_soon(self._after_step, lane, context=self._context)
+        pending, holders, handle = self._pending, self._holders, self._application.handle
+        for _ in _STEP:
+            if not pending:
+                break
+            item = pending.popleft()
+            datagram, addr = item
+            if holders and addr[0] in holders:
+                self._put_behind(holders[addr[0]], item)
+                continue
+            lane.item = item
+            try:
+                await handle(datagram, addr)
+            except BaseException as error:
+                if self._failed(lane, error):
+                    raise
+            if self._runner is not lane:
+                lane.item = None
+                return
+        lane.item = None
+        if pending:
+            await asyncio.sleep(0)
+        else:
+            self._runner = None
+            self._make_room()
+
+    def _after_step(self, lane: _Lane) -> None:
+        """See whether the runner's step ended inside a handler; if so, somebody else goes on.
+
+        Loops run what is ready in order, so this comes before the handler can continue. A loop that did not
+        would only delay the hand-over: a lane that continues is still the runner.
+        """
+        if self._runner is lane and lane.item is not None:
+            lane.source = lane.item[1][0]
+            self._holders[lane.source] = lane
+            self._runner = None
+            if self._pending:
+                self._appoint()
+            else:
+                self._make_room()
+
+    def _put_behind(self, holder: _Lane, item: Datagram) -> None:
+        holder.backlog.append(item)
+        self._waiting += 1
+        if self._waiting >= self._backlog:
+            self._pause()
+
+    async def _finish_source(self, lane: _Lane) -> None:
+        """Handle for one step what waits behind this lane, and let its source go when nothing does."""
+        backlog, handle = lane.backlog, self._application.handle
+        for _ in _STEP:
+            if self._stopped or lane.is_cancelled():
+                lane.item = None
+                return
+            if not backlog:
+                del self._holders[lane.source]
+                lane.item = lane.source = None
+                return
+            lane.item = backlog.popleft()
+            self._waiting -= 1
+            self._make_room()
+            try:
+                await handle(*lane.item)
+            except BaseException as error:
+                if self._failed(lane, error):
+                    raise
+        lane.item = None
+        await asyncio.sleep(0)
+
+    async def _run_batch(self, lane: _Lane) -> None:
+        """Be the runner for one batch."""
+        if not self._pending:
+            self._runner = None
+            return
+        lane.batch = tuple(self._pending)
+        self._pending.clear()
+        self._make_room()
+        try:
+            await self._application.handle_batch(list(lane.batch))
+        except BaseException as error:
+            if self._failed(lane, error):
+                raise
+        lane.batch = ()
+
+    def _ended(self, lane: _Lane, task: asyncio.Task[None]) -> None:
+        """Pass on what a lane held that ended before its time; only ``stop`` gives datagrams up."""
+        self._lanes.discard(lane)
+        if lane in self._idle:
+            self._idle.remove(lane)
+        self._tell_loop(task)
+        if self._stopped:
+            return
+        if self._runner is lane:
+            self._runner = None
+        if lane.source is not None:
+            self._succeed(lane)
+        if self._runner is None and self._pending:
+            self._appoint()
+        self._make_room()
+        self._check_drained()
+
+    def _succeed(self, lane: _Lane) -> None:
+        del self._holders[lane.source]
+        if lane.backlog:
+            successor = _Lane()
+            successor.source, successor.backlog = lane.source, lane.backlog
+            self._holders[successor.source] = successor
+            self._open(successor)
+
+    def _dismiss(self, lane: _Lane) -> None:
+        lane.item = lane.source = None
+        lane.batch = ()
+        lane.backlog.clear()
+        if lane.task is not None:
+            lane.task.cancel()
+
+    def _is_drained(self) -> bool:
+        return not self._pending and not self._holders and self._runner is None
+
+    def _check_drained(self) -> None:
+        if self._is_drained():
+            self._quiet.set()
+
+    # Backpressure
+
+    def _pause(self) -> None:
+        if self._room.is_set() and not self._stopped:
+            self._room.clear()
+            self._call_transport("pause_reading")
+
+    def _make_room(self) -> None:
+        if self._room.is_set() or self._writing_paused:
+            return
+        if not self._pending and self._waiting <= self._backlog // 2:
+            self._room.set()
+            if not self._reading_over:
+                self._call_transport("resume_reading")
+
+    def _call_transport(self, name: str) -> None:
+        # uvloop's and asyncio's own datagram transports cannot pause: then there is no backpressure.
+        method = getattr(self._transport, name, None)
+        if method is not None:
+            method()
+
+    # Errors
+
+    def _failed(self, lane: _Lane, error: BaseException) -> bool:
+        """Count and report what a handler raised; true when it must end the lane.
+
+        A cancellation that nobody asked the lane for comes from within the handler and is an error like
+        any other.
+        """
+        cancelled = isinstance(error, asyncio.CancelledError)
+        fatal = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        in_hand, lane.item, lane.batch = lane.in_hand(), None, ()
+        self._errors += len(in_hand)
+        if not fatal and not (cancelled and self._stopped):
+            self._report(error, in_hand)
+        return fatal or (cancelled and (self._stopped or lane.is_cancelled()))
+
+    def _report(self, error: BaseException, in_hand: tuple[Datagram, ...]) -> None:
+        suppressed = self._handler_sampling.admit(self._loop.time())
+        if suppressed is not None:
+            source = in_hand[0][1] if in_hand else None
+            _log.error(
+                "handler_error",
+                error=repr(error),
+                addr=source,
+                datagrams=len(in_hand),
+                suppressed=suppressed,
+                exc_info=error,
+            )
+        for datagram, addr in in_hand:
+            try:
+                self._application.on_error(error, datagram, addr)
+            except (Exception, asyncio.CancelledError) as second:  # noqa: BLE001 - users' code, logged
+                _log.error("on_error_failed", error=repr(second), addr=addr, exc_info=second)
+
+    def _tell_loop(self, task: asyncio.Task[None]) -> None:
+        """A lane catches what handlers raise, so its own failure is a defect here and must be seen."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+            self._loop.call_exception_handler({"message": "a lane failed", "exception": error, "task": task})
