@@ -1,1 +1,41 @@
 """aiolb: many collector processes share one UDP port, and eBPF keeps each source on one of them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiolb.address import Address as Address
+    from aiolb.collector import Collector as Collector
+    from aiolb.config import ServeConfig as ServeConfig
+    from aiolb.errors import AiolbError as AiolbError
+    from aiolb.errors import ConfigurationError as ConfigurationError
+    from aiolb.errors import StartError as StartError
+    from aiolb.publisher import Publisher as Publisher
+    from aiolb.publisher import PublisherStatistics as PublisherStatistics
+    from aiolb.server import Server as Server
+    from aiolb.stats import CollectorStatistics as CollectorStatistics
+
+# Imported when first asked for: asyncio, structlog and uvloop take 0.2 s, and `aiolb --help` needs none of them.
+_HOMES = {
+    "Address": "aiolb.address",
+    "AiolbError": "aiolb.errors",
+    "Collector": "aiolb.collector",
+    "CollectorStatistics": "aiolb.stats",
+    "ConfigurationError": "aiolb.errors",
+    "Publisher": "aiolb.publisher",
+    "PublisherStatistics": "aiolb.publisher",
+    "ServeConfig": "aiolb.config",
+    "Server": "aiolb.server",
+    "StartError": "aiolb.errors",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -54,9 +54,7 @@ def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tu
             raise ConfigurationError(f"{text!r} has no port", hint="write HOST:PORT, e.g. 127.0.0.1:10001")
         return host or "0.0.0.0", default_port
     if not (port_text.isascii() and port_text.isdigit() and int(port_text) <= MAX_PORT):
-        raise ConfigurationError(
-            f"{port_text!r} in {text!r} is no port", hint="a port is a number from 0 to 65535"
-        )
+        raise ConfigurationError(f"{port_text!r} in {text!r} is no port", hint="a port is a number from 0 to 65535")
     return host or "0.0.0.0", int(port_text)
 
 

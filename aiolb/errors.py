@@ -14,6 +14,8 @@ class AiolbError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:
         return self.message
@@ -40,11 +42,11 @@ class KernelError(StartError, OSError):
 
 
 class PrivilegeError(KernelError, PermissionError):
-    """This user may not do what was asked (usually: no CAP_BPF)."""
+    """The user may not do what was asked (usually: no CAP_BPF)."""
 
 
 class UnsupportedError(KernelError):
-    """This kernel or this machine lacks a feature."""
+    """The kernel or the machine lacks a feature."""
 
 
 class GroupError(StartError):

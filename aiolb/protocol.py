@@ -36,6 +36,15 @@ _log = structlog.get_logger(__name__)
 class Application(Protocol):
     """What the protocol and the server ask of a collector."""
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether ``handle_batch`` is to be called instead of ``handle``."""
+        ...
+
+    def attach(self, server: Any) -> None:
+        """Called once before ``startup`` with the server that will run the collector."""
+        ...
+
     async def startup(self) -> None:
         """Called once before the first datagram."""
         ...
@@ -150,6 +159,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._room = asyncio.Event()
         self._room.set()
         self._quiet = asyncio.Event()
+        self._closed = asyncio.Event()
         self._writing_paused = False
         self._reading_over = False
         self._stopped = False
@@ -176,7 +186,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             self._abandoned += len(batch)
             return
         self._pending.extend(batch)
-        if self._runner is None:
+        if self._runner is None and self._pending:
             self._appoint()
         if len(self._pending) + self._waiting >= self._backlog:
             self._pause()
@@ -192,6 +202,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         """Nothing more will come in; what is held is still handled."""
         if exc is not None:
             _log.error("connection_lost", error=repr(exc))
+        self._closed.set()
 
     def pause_writing(self) -> None:
         """Read no more while replies cannot leave, or they would pile up."""
@@ -250,6 +261,10 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         tasks = {lane.task for lane in self._lanes if lane.task is not None} - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks)
+
+    async def closed(self) -> None:
+        """Return when the transport has called ``connection_lost`` and, if it is ours, closed its socket."""
+        await self._closed.wait()
 
     def statistics(self) -> ProtocolStatistics:
         """What became of every datagram so far."""
@@ -479,11 +494,10 @@ class CollectorProtocol(asyncio.DatagramProtocol):
     def _report(self, error: BaseException, in_hand: tuple[Datagram, ...]) -> None:
         suppressed = self._handler_sampling.admit(self._loop.time())
         if suppressed is not None:
-            source = in_hand[0][1] if in_hand else None
             _log.error(
                 "handler_error",
                 error=repr(error),
-                addr=source,
+                addr=in_hand[0][1] if in_hand else None,
                 datagrams=len(in_hand),
                 suppressed=suppressed,
                 exc_info=error,

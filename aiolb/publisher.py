@@ -347,13 +347,16 @@ class Publisher:
             raise AiolbError("the publisher is running already")
         started = self._run_started = self._clock()
         pacer = Pacer(self.config.rate, started, count=self.config.count, duration=self.config.duration)
-        done = 0
+        done, sent_until = 0, started
         try:
             while not self._stopping and (step := pacer.step(self._clock(), done)) is not None:
-                done += await self._burst(step.datagrams, pacer.end)
+                if step.datagrams:
+                    done += await self._burst(step.datagrams, pacer.end)
+                    sent_until = self._clock()
                 await self._pause(step.pause)
         finally:
-            self._run_seconds += self._clock() - started
+            # Waking up a little after the end is not time spent on sending.
+            self._run_seconds += min(self._clock(), max(sent_until, pacer.end)) - started
             self._run_started = None
             self._stopping = False
         return self.statistics()
@@ -403,9 +406,7 @@ class Publisher:
 
     def _next_source(self) -> _Source:
         if not self._open:
-            raise AiolbError(
-                "the publisher is not open", hint="use it as `async with Publisher(…) as publisher`"
-            )
+            raise AiolbError("the publisher is not open", hint="use it as `async with Publisher(…) as publisher`")
         return self._sources[self._next]
 
     def _send_stamped(self, source: _Source) -> None:

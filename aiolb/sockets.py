@@ -7,13 +7,14 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from aiolb.address import Address, canonical, split_host_port
+from aiolb.bpf import syscall
 from aiolb.errors import ConfigurationError, KernelError
 
 # Linux names that the socket module of Python 3.11 lacks (include/uapi/asm-generic/socket.h).
@@ -61,6 +62,12 @@ def resolve(text: str) -> Address:
             hint="e.g. 127.0.0.1:10001 or [::1]:10001",
         ) from error
     return Address(str(canonical(ip_address(str(found[0][4][0])))), port)
+
+
+def resolve_all(bind: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
+    """Addresses given as text, as addresses, or several of them. Raises ConfigurationError."""
+    items = [bind] if isinstance(bind, str | Address) else bind
+    return tuple(item if isinstance(item, Address) else resolve(item) for item in items)
 
 
 def bind_reuseport(address: Address) -> socket.socket:
@@ -160,7 +167,7 @@ def _pids_by_inode(inodes: set[str]) -> dict[str, int]:
     found = {}
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            inode = wanted.get(os.readlink(descriptor))
+            inode = wanted.get(str(descriptor.readlink()))
         except OSError:  # another user's process, or gone meanwhile
             continue
         if inode is not None:
@@ -168,16 +175,23 @@ def _pids_by_inode(inodes: set[str]) -> dict[str, int]:
     return found
 
 
-def set_receive_buffer(sock: socket.socket, size: int) -> int:
-    """Ask for a receive buffer of ``size`` bytes, beyond net.core.rmem_max where CAP_NET_ADMIN allows.
-
-    Returns the bytes that were given. The kernel doubles the number for its own overhead (socket(7)).
-    """
+def set_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Ask for a receive buffer of ``size`` bytes, beyond net.core.rmem_max where CAP_NET_ADMIN allows."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def receive_buffer(sock: socket.socket) -> int:
+    """Bytes of receive buffer that the socket was given; the kernel doubles them for its overhead (socket(7))."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def refuse_datagrams(sock: socket.socket) -> None:
+    """Let the kernel drop, and count, what arrives from now on; what is queued stays to be read (socket(7))."""
+    # One classic instruction, BPF_RET | BPF_K with 0: keep nothing of the packet.
+    syscall.attach_filter(sock, struct.pack("=HBBI", 0x06, 0, 0, 0))
 
 
 def memory(sock: socket.socket) -> SocketMemory:

@@ -39,9 +39,7 @@ class Stamp(NamedTuple):
         Raises ConfigurationError when ``size`` is below STAMP_SIZE.
         """
         if size < STAMP_SIZE:
-            raise ConfigurationError(
-                f"a stamp does not fit in {size} bytes", hint=f"give {STAMP_SIZE} bytes or more"
-            )
+            raise ConfigurationError(f"a stamp does not fit in {size} bytes", hint=f"give {STAMP_SIZE} bytes or more")
         return _LAYOUT.pack(MAGIC, *self).ljust(size, b"\0")
 
 

@@ -96,9 +96,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to this protocol from now on."""
         self._protocol: Any = protocol
-        self._deliver: Callable[[list[Datagram]], None] = getattr(
-            protocol, "datagrams_received", self._deliver_singly
-        )
+        self._deliver: Callable[[list[Datagram]], None] = getattr(protocol, "datagrams_received", self._deliver_singly)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that this transport delivers to."""

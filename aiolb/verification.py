@@ -227,9 +227,7 @@ class Summary:
     unstamped: int
 
 
-def merge_reports(
-    reports: Iterable[Mapping[str, Any]], sent_per_source: Mapping[str, int] | None = None
-) -> Summary:
+def merge_reports(reports: Iterable[Mapping[str, Any]], sent_per_source: Mapping[str, int] | None = None) -> Summary:
     """Put the reports of several members together.
 
     Reports with the same member index are one member, e.g. its workers before and after a restart; a report
@@ -248,8 +246,7 @@ def merge_reports(
     split = tuple(sorted(address for address, seen in seen_by.items() if seen > 1))
     return Summary(
         members=tuple(
-            MemberSummary(index, len(addresses), sum(addresses.values()))
-            for (index, _), addresses in members.items()
+            MemberSummary(index, len(addresses), sum(addresses.values())) for (index, _), addresses in members.items()
         ),
         sources=len(seen_by),
         split_sources=len(split),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import ClassVar, Self
+
+BPFFS = Path("/sys/fs/bpf")
+"""Where a BPF file system is mounted by convention."""
 
 LAYOUT_VERSION = 1
 SLOT_COUNT = 16384

@@ -43,8 +43,10 @@ def import_bcc(folder: str) -> ModuleType:
 
 
 def compiler_name(bcc: ModuleType) -> str:
-    """bcc's version and the LLVM that it brought into this process: together they decide the bytecode."""
-    libraries = {Path(line.split()[-1]).name for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    """Bcc's version and the LLVM that it brought into this process: together they decide the bytecode."""
+    libraries = {
+        Path(line.split()[-1]).name for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line
+    }
     llvm = sorted(name for name in libraries if name.startswith(("libLLVM", "libclang")))
     return " ".join(["bcc", str(bcc.__version__), *llvm])
 

@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Self
 
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, hashing, program, slots, spec, syscall
-from aiolb.bpf.abi import Config, Member
+from aiolb.bpf.abi import BPFFS, Config, Member
 from aiolb.bpf.maps import LayoutMismatchError, Maps
-from aiolb.bpf.pins import BPFFS, Pins
+from aiolb.bpf.pins import Pins
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.errors import (
     ConfigurationError,
@@ -119,8 +119,13 @@ class Membership:
         """
         return self.group.leave(self.index, self.cookie)
 
-    def close(self) -> None:
-        """Close the group's descriptors; the place stays with the socket."""
+    def close(self, *, forget: bool = False) -> None:
+        """Close the group's descriptors; the place stays with the socket.
+
+        With ``forget`` the group's pins are removed too if no member is alive.
+        """
+        if forget:
+            self.group.delete_if_empty()
         self.group.close()
 
 
@@ -150,7 +155,7 @@ class Group:
             if pins.complete:
                 group = cls._open(address, pins)
                 on_error.callback(group.close)
-                group._adopt(options)
+                group._adopt(options)  # noqa: SLF001 - our own instance
             else:
                 on_error.callback(pins.remove)
                 group = cls._create(address, pins, options)
@@ -215,16 +220,24 @@ class Group:
     def locked(self) -> Iterator[None]:
         """Hold the group's lock; re-entrant. A group whose pins were deleted needs none."""
         with ExitStack() as stack:
-            try:
+            with suppress(FileNotFoundError):
                 stack.enter_context(self._pins.locked())
-            except FileNotFoundError:
-                pass
             yield
 
     def delete(self) -> None:
         """Remove the group's pins. Live members go on as they are, but nobody can join them any more."""
         with self._pins.locked():
             self._pins.remove()
+
+    def delete_if_empty(self) -> None:
+        """Remove the group's pins unless a member is alive."""
+        with self.locked():
+            if self._pins.complete and not self.alive():
+                self._pins.remove()
+
+    def alive(self) -> set[int]:
+        """The indexes that live sockets hold."""
+        return {index for index in range(self.config.count) if self.cookie_of(index) is not None}
 
     @property
     def config(self) -> Config:
@@ -241,9 +254,7 @@ class Group:
         value = self._maps.read("targets", index)
         return None if value is None else int(abi.U64.unpack(value)[0])
 
-    def join(
-        self, sock: socket.socket, index: int, *, count: int | None = None, takeover: bool = False
-    ) -> Membership:
+    def join(self, sock: socket.socket, index: int, *, count: int | None = None, takeover: bool = False) -> Membership:
         """Give a bound SO_REUSEPORT socket the place ``index``; the caller keeps the socket.
 
         ``count`` changes the group's number of members, and moves only the slots that must move. An index held by
@@ -296,8 +307,7 @@ class Group:
     def locate(self, source: IPAddress) -> int | None:
         """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive."""
         config = self.config
-        alive = {index for index in range(config.count) if self.cookie_of(index) is not None}
-        return hashing.choose(config.seed, source, self.slots, config.count, alive).member
+        return hashing.choose(config.seed, source, self.slots, config.count, self.alive()).member
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""
@@ -319,9 +329,7 @@ class Group:
                     *counters[index],
                 )
             )
-        return GroupStatistics(
-            config.count, config.seed, config.strict, tuple(members), failovers, unsteered, dropped
-        )
+        return GroupStatistics(config.count, config.seed, config.strict, tuple(members), failovers, unsteered, dropped)
 
     def slot_packets(self) -> list[int]:
         """Packets counted per slot since the group's creation; a train is one packet."""

@@ -44,7 +44,7 @@ class Maps:
         """Open the maps pinned in ``folder``. Raises LayoutMismatchError, OSError; nothing is left open then."""
         maps = cls._collect(lambda spec: syscall.obj_get(str(folder / spec.pin)))
         try:
-            maps._check_layout()
+            maps._check_layout()  # noqa: SLF001 - our own instance
         except BaseException:
             maps.close()
             raise
@@ -68,7 +68,12 @@ class Maps:
         if found != abi.LAYOUT_VERSION:
             raise LayoutMismatchError(f"layout {found}")
         for spec in MAPS:
-            if syscall.map_shape(self._descriptors[spec.pin]) != (spec.type, 4, spec.value_size, spec.entries):
+            if syscall.map_shape(self._descriptors[spec.pin]) != (
+                spec.type,
+                4,
+                spec.value_size,
+                spec.entries,
+            ):
                 raise LayoutMismatchError(f"another shape of the map {spec.pin}")
 
     def pin(self, folder: Path) -> None:
@@ -97,8 +102,7 @@ class Maps:
             raw = syscall.map_lookup_batch(self._descriptors[pin], spec.entries, stride)
         except OSError:  # no batch operations for this map type before Linux 5.6 (arrays) or 5.13 (per-CPU)
             return b"".join(
-                syscall.map_lookup(self._descriptors[pin], key, stride) or bytes(stride)
-                for key in range(spec.entries)
+                syscall.map_lookup(self._descriptors[pin], key, stride) or bytes(stride) for key in range(spec.entries)
             )
         return raw
 

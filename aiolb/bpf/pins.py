@@ -12,9 +12,9 @@ from pathlib import Path
 
 from aiolb.address import Address
 from aiolb.bpf import syscall
+from aiolb.bpf.abi import BPFFS
 from aiolb.errors import GroupError, KernelError, PrivilegeError
 
-BPFFS = Path("/sys/fs/bpf")
 LOCK_TIMEOUT = 10.0
 """Seconds to wait for another process that creates, joins or leaves the same group; it needs milliseconds."""
 

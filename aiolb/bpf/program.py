@@ -43,9 +43,7 @@ def load(spec: ProgramSpec, descriptors: Mapping[int, int]) -> int:
     """
     instructions = relocate(spec.instructions, descriptors)
     try:
-        return syscall.prog_load(
-            syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=spec.name
-        )
+        return syscall.prog_load(syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=spec.name)
     except OSError as error:
         raise _explain(error, instructions, spec.name) from error
 
@@ -73,7 +71,5 @@ def privilege_error(error: OSError) -> KernelError | None:
             hint="run as root or with CAP_BPF; --balancer classic needs no privilege",
         )
     if error.errno == errno.ENOSYS:
-        return UnsupportedError(
-            "this kernel has no bpf(2)", errno=error.errno, hint="--balancer classic runs without"
-        )
+        return UnsupportedError("this kernel has no bpf(2)", errno=error.errno, hint="--balancer classic runs without")
     return None

@@ -10,6 +10,7 @@ import os
 import platform
 import socket
 import struct
+from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -31,6 +32,7 @@ _OBJ_GET_INFO_BY_FD, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 15, 24, 26
 
 PROG_TYPE_SK_REUSEPORT = 21
 MEMBARRIER_GLOBAL = 1
+_SO_ATTACH_FILTER = 26
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SO_ATTACH_REUSEPORT_EBPF = 52
 _MOUNT_FLAGS = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC, as systemd mounts it
@@ -68,9 +70,7 @@ def _name(name: str) -> bytes:
 
 def map_create(map_type: int, *, key_size: int, value_size: int, entries: int, name: str) -> int:
     """Create a map and return its descriptor (close-on-exec); the caller closes it."""
-    attributes = struct.pack(
-        "=IIIIIII16s", map_type, key_size, value_size, entries, 0, 0, 0, _name(name)
-    )
+    attributes = struct.pack("=IIIIIII16s", map_type, key_size, value_size, entries, 0, 0, 0, _name(name))
     return _bpf(_MAP_CREATE, "BPF_MAP_CREATE", attributes)
 
 
@@ -107,23 +107,17 @@ def map_lookup_batch(fd: int, entries: int, size: int) -> bytes:
     """The values of a whole array of ``entries`` values, ``size`` bytes each, in one call (Linux 5.6, per-CPU 5.13)."""
     position, keys = ctypes.create_string_buffer(4), ctypes.create_string_buffer(4 * entries)
     values = ctypes.create_string_buffer(size * entries)
-    attributes = struct.pack(
-        "=QQQQIIQQ", 0, _pointer(position), _pointer(keys), _pointer(values), entries, fd, 0, 0
-    )
+    attributes = struct.pack("=QQQQIIQQ", 0, _pointer(position), _pointer(keys), _pointer(values), entries, fd, 0, 0)
     # ENOENT says that the end of the map was reached, with everything before it copied.
-    try:
+    with suppress(FileNotFoundError):
         _bpf(_MAP_LOOKUP_BATCH, "BPF_MAP_LOOKUP_BATCH", attributes)
-    except FileNotFoundError:
-        pass
     return values.raw
 
 
 def map_update_batch(fd: int, keys: list[int], values: bytes) -> None:
     """Write many values of an array in one call (Linux 5.6)."""
     key_buffer, value_buffer = _in(struct.pack(f"={len(keys)}I", *keys)), _in(values)
-    attributes = struct.pack(
-        "=QQQQIIQQ", 0, 0, _pointer(key_buffer), _pointer(value_buffer), len(keys), fd, 0, 0
-    )
+    attributes = struct.pack("=QQQQIIQQ", 0, 0, _pointer(key_buffer), _pointer(value_buffer), len(keys), fd, 0, 0)
     _bpf(_MAP_UPDATE_BATCH, "BPF_MAP_UPDATE_BATCH", attributes)
 
 
@@ -135,15 +129,17 @@ def prog_load(program_type: int, instructions: bytes, *, license_text: str, name
 def prog_verify(program_type: int, instructions: bytes, *, license_text: str, name: str) -> str:
     """The verifier's whole log for a program, loaded or refused; nothing stays loaded."""
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    try:
+    with suppress(OSError):
         os.close(_prog_load(program_type, instructions, license_text, name, log))
-    except OSError:
-        pass
     return log.value.decode(errors="replace")
 
 
 def _prog_load(
-    program_type: int, instructions: bytes, license_text: str, name: str, log: ctypes.Array[ctypes.c_char] | None
+    program_type: int,
+    instructions: bytes,
+    license_text: str,
+    name: str,
+    log: ctypes.Array[ctypes.c_char] | None,
 ) -> int:
     code, license_buffer = _in(instructions), ctypes.create_string_buffer(license_text.encode())
     attributes = struct.pack(
@@ -189,9 +185,17 @@ def attach_reuseport(sock: socket.socket, program_fd: int) -> None:
 
 def attach_reuseport_classic(sock: socket.socket, instructions: bytes) -> None:
     """The same with a classic BPF program (8 bytes an instruction), which needs no privilege."""
+    _attach_classic(sock, _SO_ATTACH_REUSEPORT_CBPF, instructions)
+
+
+def attach_filter(sock: socket.socket, instructions: bytes) -> None:
+    """Let a classic BPF program (8 bytes an instruction) decide what enters the socket's queue (socket(7))."""
+    _attach_classic(sock, _SO_ATTACH_FILTER, instructions)
+
+
+def _attach_classic(sock: socket.socket, option: int, instructions: bytes) -> None:
     code = _in(instructions)
-    program = struct.pack("HP", len(instructions) // 8, _pointer(code))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(instructions) // 8, _pointer(code)))
 
 
 def mount_bpffs(path: str) -> None:

@@ -1,0 +1,83 @@
+"""Finds the collector class that a text names: a built-in one, FILE.py:Class or package.module:Class."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from aiolb.builtin import BUILTIN
+from aiolb.collector import Collector, check_class
+from aiolb.errors import ConfigurationError, StartError
+
+_FORMS = "FILE.py:Class, package.module:Class, or one of " + ", ".join(BUILTIN)
+
+
+class ImportFailedError(StartError):
+    """The module raised while it was imported; the cause is what it raised."""
+
+
+def load(text: str) -> type[Collector]:
+    """Import the collector class that ``text`` names; modules are also looked for in the working directory.
+
+    Raises ConfigurationError when there is no such file, module or class, or when it is no usable collector;
+    ImportFailedError, with the cause, when the module's own code raised.
+    """
+    if text in BUILTIN:
+        return BUILTIN[text]
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigurationError(f"{text!r} names no collector", hint=f"write it as {_FORMS}")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = module
+    for part in name.split("."):
+        found = getattr(found, part, None)  # type: ignore[assignment]
+        if found is None:
+            raise ConfigurationError(f"{place} has no {name!r}{_suggestion(module)}")
+    check_class(found)
+    return found  # type: ignore[return-value]
+
+
+def _suggestion(module: ModuleType) -> str:
+    classes = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Collector) and value.__module__ == module.__name__
+    ]
+    return f"; it has {', '.join(classes)}" if classes else " and no collector at all"
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {path}")
+    # What lies beside the file can be imported by it, as if Python had been started with it.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # noqa: S101 - the name ends with .py
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[path.stem]
+        raise ImportFailedError(f"{path} failed on import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # The module itself or a package around it; anything else is missing for the user's own code.
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(f"there is no module {name!r}", hint=f"write it as {_FORMS}") from None
+        raise ImportFailedError(f"{name} failed on import: {error}") from error
+    except Exception as error:
+        raise ImportFailedError(f"{name} failed on import: {type(error).__name__}: {error}") from error

@@ -1,0 +1,154 @@
+"""How a socket joins its group: the eBPF balancer, the classic one, or none, behind one chooser."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from aiolb import sockets
+from aiolb.address import Address
+from aiolb.bpf import classic, compiler, syscall
+from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.pins import Pins
+from aiolb.errors import GroupError, PrivilegeError, UnsupportedError
+
+FALLBACK_SETTLE = 0.2
+"""Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """What a collector asks for when it joins; ``group.count`` None is the group's present count."""
+
+    index: int = 0
+    balancer: str = "auto"
+    takeover: bool = False
+    compile: bool = False
+    debug: bool = False
+    group: GroupOptions = field(default_factory=GroupOptions)
+
+
+class Place(Protocol):
+    """What a joined socket has: the end of any way to join."""
+
+    @property
+    def count(self) -> int:
+        """The present number of members."""
+
+    @property
+    def displaced(self) -> bool:
+        """Whether another socket took the place over."""
+
+    def leave(self) -> bool:
+        """Stop being selected where that is possible; whether it was."""
+
+    def close(self, *, forget: bool = False) -> None:
+        """Release what the place holds, but not the socket; ``forget`` the group if nobody is left in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A bound socket in its group. ``fallback`` says why ``auto`` did not take the eBPF balancer."""
+
+    sock: socket.socket
+    place: Place
+    balancer: str
+    fallback: PrivilegeError | UnsupportedError | None = None
+
+
+class UnmanagedPlace:
+    """A place among sockets that the kernel numbers itself: it cannot be left or taken over."""
+
+    displaced = False
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def leave(self) -> bool:
+        """The kernel goes on selecting the socket until it is closed."""
+        return False
+
+    def close(self, *, forget: bool = False) -> None:
+        """Nothing to release or to forget."""
+
+
+def join(address: Address, bind: Callable[[Address], socket.socket], options: JoinOptions) -> Joined:
+    """Bind a socket to ``address`` and join its group with the balancer that was asked for.
+
+    ``bind`` makes the bound socket; it is closed again when joining fails. Raises the errors of
+    :meth:`Group.opened_or_created`, :meth:`Group.join`, ``bind`` and, with ``compile`` or ``debug``, CompileError.
+    """
+    if options.balancer == "none":
+        return Joined(bind(address), UnmanagedPlace(options.group.count or 1), "none")
+    if options.balancer == "classic":
+        return _join_classic(address, bind, options)
+    try:
+        return _join_ebpf(address, bind, options)
+    except (PrivilegeError, UnsupportedError) as error:
+        if options.balancer == "ebpf":
+            raise
+        return _join_classic(address, bind, options, fallback=error)
+
+
+def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], options: JoinOptions) -> Joined:
+    wanted = options.group
+    if options.compile or options.debug:
+        wanted = replace(wanted, program=compiler.compile_balancer(debug=options.debug))
+    with Group.opened_or_created(address, wanted) as group:
+        group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
+        with _bound(address, bind) as sock:
+            place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
+        return Joined(sock, place, "ebpf")
+
+
+def _join_classic(
+    address: Address,
+    bind: Callable[[Address], socket.socket],
+    options: JoinOptions,
+    fallback: PrivilegeError | UnsupportedError | None = None,
+) -> Joined:
+    if options.takeover:
+        raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
+    _refuse_to_mix(address, options)
+    count = options.group.count or 1
+    with _bound(address, bind) as sock:
+        syscall.attach_reuseport_classic(sock, classic.program(count, options.group.seed or 0))
+    return Joined(sock, UnmanagedPlace(count), "classic", fallback)
+
+
+@contextmanager
+def _bound(address: Address, bind: Callable[[Address], socket.socket]) -> Iterator[socket.socket]:
+    sock = bind(address)
+    try:
+        yield sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _refuse_to_mix(address: Address, options: JoinOptions) -> None:
+    """A classic program attached to an eBPF group would steer all its members' datagrams elsewhere."""
+    pins = Pins(address, protocol=options.group.protocol, bpffs=options.group.bpffs)
+    others = [holder for holder in sockets.holders_of(address) if holder.pid != os.getpid()]
+    if others and pins.folder.exists():
+        raise GroupError(
+            f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
+            hint="join it as the user that made it, with CAP_BPF",
+        )
+
+
+def wait_for_packets_in_flight() -> None:
+    """Return when every packet that was steered before this call is in its socket's queue; blocks.
+
+    A packet is steered and queued inside one RCU read-side section (net/core/dev.c), so an RCU grace period
+    is enough, and membarrier(2) waits for one: 10 ms measured. Where it cannot, FALLBACK_SETTLE seconds.
+    """
+    try:
+        syscall.membarrier()
+    except OSError:
+        time.sleep(FALLBACK_SETTLE)

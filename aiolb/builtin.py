@@ -1,0 +1,86 @@
+"""Ready-made collectors: print, echo, discard, verify."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from aiolb.collector import Collector
+from aiolb.receive.contract import Datagram
+from aiolb.verification import Verifier
+
+PREVIEW = 48
+"""Bytes of a datagram that the print collector shows."""
+
+
+def preview(datagram: bytes) -> str:
+    """The first bytes as printable ASCII, with ``.`` for the others and ``…`` where more follows."""
+    shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in datagram[:PREVIEW])  # noqa: PLR2004 - ASCII
+    return shown + ("…" if len(datagram) > PREVIEW else "")
+
+
+class Print(Collector):
+    """Writes a line to standard output for each datagram: source, size, preview."""
+
+    async def handle_batch(self, batch: list[Datagram]) -> None:
+        """One write for all that is there."""
+        try:
+            sys.stdout.write("".join(map(self._line, batch)))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read our output has gone
+            self.stop()
+
+    @staticmethod
+    def _line(item: Datagram) -> str:
+        datagram, addr = item
+        host = f"[{addr[0]}]" if ":" in addr[0] else addr[0]
+        source = f"{host}:{addr[1]}"
+        return f"{source:<21}  {len(datagram):>5} bytes  {preview(datagram)}\n"
+
+
+class Echo(Collector):
+    """Sends every datagram back to its source."""
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Reply with the same payload."""
+        self.reply(datagram, addr)
+
+
+class Discard(Collector):
+    """Counts datagrams and forgets them."""
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Do nothing: receiving and counting happened before."""
+
+
+class Verify(Collector):
+    """Checks the publisher's stamps: per source what was received, lost, duplicated, reordered, and how late."""
+
+    def __init__(self) -> None:
+        self._verifier = Verifier()
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Record the stamp; a datagram without one is counted apart."""
+        self._verifier.record(datagram, addr, time.time_ns())
+
+    async def shutdown(self) -> None:
+        """Log the totals."""
+        report = self._verifier.report()
+        structlog.get_logger().info("verified", **{name: report[name] for name in report if name != "sources"})
+
+    def report(self) -> Mapping[str, Any]:
+        """Totals, and each source."""
+        return self._verifier.report()
+
+
+BUILTIN: Mapping[str, type[Collector]] = {
+    "print": Print,
+    "echo": Echo,
+    "discard": Discard,
+    "verify": Verify,
+}
+"""Collectors by the name that the command line knows them by."""

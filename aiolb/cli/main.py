@@ -1,0 +1,52 @@
+"""The ``aiolb`` command: its subcommands, and how errors are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from aiolb.cli.demo import demo
+
+# from aiolb.cli.flood import flood
+from aiolb.cli.serve import serve
+from aiolb.errors import AiolbError, ConfigurationError, StartError
+
+EXIT_ERROR, EXIT_USAGE, EXIT_START = 1, 2, 3
+
+
+class Commands(click.Group):
+    """Tells an AiolbError in one line, with its hint, and turns it into the exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except AiolbError as error:
+            tell(error)
+            ctx.exit(exit_code(error))
+
+
+def tell(error: AiolbError) -> None:
+    """Write what happened, and what to do about it, to standard error."""
+    click.echo(f"aiolb: error: {error}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+
+
+def exit_code(error: AiolbError) -> int:
+    """2 for wrong usage, 3 for a start that failed, 1 for the rest."""
+    if isinstance(error, ConfigurationError):
+        return EXIT_USAGE
+    return EXIT_START if isinstance(error, StartError) else EXIT_ERROR
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="aiolb")
+def main() -> None:
+    """Many collector processes on one UDP port; eBPF keeps every source on one of them."""
+
+
+main.add_command(demo)
+# main.add_command(flood)
+main.add_command(serve)

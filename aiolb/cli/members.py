@@ -1,0 +1,82 @@
+"""Member processes that another command starts, waits for and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from aiolb.errors import StartError
+
+LOG_TAIL = 20
+"""Log lines of a member that are kept, to show when it fails."""
+
+
+class MemberProcess:
+    """One ``aiolb serve APP`` in a process of its own; kills it on exit if it still runs.
+
+    ``arguments`` are those of ``aiolb serve``; the log format is JSON, and ``report`` gets the final statistics.
+    """
+
+    def __init__(self, *arguments: str, report: Path) -> None:
+        self._command = ["-m", "aiolb", "serve", *arguments, "--report", str(report), "--log-format", "json"]
+        self._report = report
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL)
+        self._ready: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        # A session of its own: Ctrl-C is for the command that started it, which then stops it.
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *self._command,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._reader = asyncio.create_task(self._read_log())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self._reader
+        self._ready.cancel()
+
+    async def _read_log(self) -> None:
+        assert self.process.stderr is not None  # noqa: S101 - it is a pipe
+        async for line in self.process.stderr:
+            self._tail.append(line.decode(errors="replace"))
+            event = _event(line)
+            if event.get("event") == "ready" and not self._ready.done():
+                self._ready.set_result(event)
+        if not self._ready.done():
+            self._ready.set_exception(StartError(f"a member did not start:\n{''.join(self._tail).strip()}"))
+
+    async def ready(self) -> Mapping[str, Any]:
+        """Its log event ``ready``. Raises StartError, with the end of its log, when it ended before that."""
+        return await asyncio.shield(self._ready)
+
+    async def stop(self) -> dict[str, Any]:
+        """Stop it gracefully and read its report. Raises StartError, with the end of its log, when it failed."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        status = await self.process.wait()
+        await self._reader
+        if status != 0:
+            raise StartError(f"a member ended with status {status}:\n{''.join(self._tail).strip()}")
+        report: dict[str, Any] = json.loads(self._report.read_text())
+        return report
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}

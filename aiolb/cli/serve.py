@@ -1,0 +1,161 @@
+"""``aiolb serve``: run one member of a group."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiolb.config import BALANCERS, LOOPS, ServeConfig
+from aiolb.errors import AiolbError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_DEFAULTS = ServeConfig()
+
+
+class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions only
+    """Bytes: a number, with K, M or G (or KiB, MiB, GiB) for powers of 1,024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number and its unit."""
+        if isinstance(value, int):
+            return value
+        text = str(value).lower().removesuffix("ib").removesuffix("b")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in ("k", "m", "g") else (text, "")
+        if not (number.isascii() and number.isdigit()):
+            self.fail(f"{value!r} is no size; e.g. 20M or 20971520", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+@click.command()
+@click.argument("app", default="print")
+@click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    metavar="HOST:PORT",
+    default=["0.0.0.0:10001"],
+    show_default=True,
+    help="Receive on this address; may be given several times, each is a group of its own.",
+)
+@click.option(
+    "--index",
+    type=int,
+    default=_DEFAULTS.index,
+    show_default=True,
+    help="Place of this member in the group, 0 … count-1.",
+)
+@click.option("--count", type=int, help="Members of the group.  [default: what the group has; 1 for a new one]")
+@click.option("--takeover", is_flag=True, help="Replace the live member with this index; it drains and exits.")
+@click.option(
+    "--balancer",
+    type=click.Choice(BALANCERS),
+    default=_DEFAULTS.balancer,
+    show_default=True,
+    help="auto: eBPF, or the classic balancer, with a warning, where privileges are missing.",
+)
+@click.option("--seed", type=int, help="Of the source hash, 128 bits.  [default: random, kept by the group]")
+@click.option(
+    "--strict/--no-strict",
+    default=None,
+    help="Drop datagrams when no member is alive, instead of leaving them to the kernel's hash.",
+)
+@click.option("--compile", is_flag=True, help="Compile the balancer with bcc instead of loading the shipped bytecode.")
+@click.option(
+    "--debug",
+    is_flag=True,
+    help="Compile it so that every decision appears in the kernel's trace file (trace_pipe).",
+)
+@click.option("--rcvbuf", type=Size(), default="20M", show_default=True, help="Receive buffer in bytes.")
+@click.option(
+    "--graceful-timeout",
+    type=float,
+    default=_DEFAULTS.graceful_timeout,
+    show_default=True,
+    help="Seconds that handlers have to finish when stopped.",
+)
+@click.option(
+    "--concurrency",
+    type=int,
+    default=_DEFAULTS.concurrency,
+    show_default=True,
+    help="Handlers in flight per address; with all of them blocked the socket is not read.",
+)
+@click.option(
+    "--backlog",
+    type=int,
+    default=_DEFAULTS.backlog,
+    show_default=True,
+    help="Datagrams that may wait behind blocked handlers before the socket is not read.",
+)
+@click.option("--loop", type=click.Choice(LOOPS), default=_DEFAULTS.loop, show_default=True, help="Event loop.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the statistics as JSON to this file when stopped.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["console", "json"]),
+    default="console",
+    show_default=True,
+    help="Format of the log on standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Least severe events to log.",
+)
+@click.option(
+    "--bpffs",
+    type=click.Path(path_type=Path),
+    default=_DEFAULTS.bpffs,
+    show_default=True,
+    help="Where the BPF file system is mounted; groups are pinned there.",
+)
+def serve(app: str, binds: tuple[str, ...], log_format: str, log_level: str, **settings: Any) -> None:
+    """Receive datagrams as one member of a group.
+
+    APP is the collector: FILE.py:Class, package.module:Class, or one of print (the default), echo, discard, verify.
+
+    SIGTERM or SIGINT (Ctrl-C) stops gracefully: leave the group, drain, finish handlers. A second SIGINT gives up
+    what is still being handled.
+    """
+    config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
+    from aiolb.application import ImportFailedError, load
+
+    try:
+        collector = load(app)
+    except ImportFailedError as error:
+        _show_users_traceback(error)
+        raise
+    collector.run(
+        bind=binds,
+        log_format=log_format,
+        log_level=log_level,
+        **{name: getattr(config, name) for name in settings},
+    )
+
+
+def _show_users_traceback(error: AiolbError) -> None:
+    """The traceback of the application's own code, without ours and the import machinery's frames."""
+    cause = error.__cause__
+    if cause is None:
+        return
+    trace = traceback.TracebackException.from_exception(cause)
+    trace.stack = traceback.StackSummary.from_list(
+        [
+            frame
+            for frame in trace.stack
+            if not frame.filename.startswith((str(Path(__file__).parent.parent), "<frozen"))
+        ]
+    )
+    sys.stderr.write("".join(trace.format()))

@@ -1,0 +1,145 @@
+"""Collector: what users subclass."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from aiolb import logs, loops, sockets
+from aiolb.config import ServeConfig
+from aiolb.errors import AiolbError, ConfigurationError
+from aiolb.protocol import CURRENT_TRANSPORT
+from aiolb.receive.contract import Datagram
+from aiolb.server import Server
+from aiolb.stats import CollectorStatistics
+
+
+class Collector:
+    """Handles the datagrams of one member's sources.
+
+    Override ``handle``, or ``handle_batch`` where bulk work pays, and what else is needed::
+
+        class Echo(Collector):
+            async def handle(self, datagram, addr):
+                self.reply(datagram, addr)
+
+    Datagrams of one source are handled in order and one at a time; a handler that blocks holds up only its own
+    source. One collector serves all addresses that it is bound to.
+    """
+
+    _server: Any = None
+
+    async def startup(self) -> None:
+        """Called once before anything is received. What it raises stops the start."""
+
+    async def shutdown(self) -> None:
+        """Called once after the last datagram was handled, and after a start that failed behind ``startup()``."""
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Handle one datagram; ``addr`` is the tuple that the socket module gives.
+
+        Cancelled when it is still running at the end of the graceful timeout. What it raises is counted,
+        logged and given to ``on_error``, and never stops the collector.
+        """
+        raise NotImplementedError
+
+    async def handle_batch(self, batch: list[Datagram]) -> None:
+        """Override this instead of ``handle`` to get all datagrams that are there in one call, one call at a time."""
+        for datagram, addr in batch:
+            await self.handle(datagram, addr)
+
+    def on_error(self, error: BaseException, datagram: bytes, addr: Any) -> None:
+        """Called for each datagram whose handler raised, after it was counted and logged."""
+
+    def report(self) -> Mapping[str, Any]:
+        """What ``--report`` adds under the name ``collector``; must be JSON-able."""
+        return {}
+
+    def reply(self, data: bytes, addr: Any) -> None:
+        """Send a datagram from the socket that the datagram in hand came in on.
+
+        Never blocks: it is queued while the socket's send buffer is full. Outside of a handler, and of tasks
+        that one started, it works for a collector with one address; else it raises AiolbError.
+        """
+        transport = CURRENT_TRANSPORT.get(None) or self._only_transport()
+        transport.sendto(data, addr)
+
+    def _only_transport(self) -> asyncio.DatagramTransport:
+        listeners = self._server.listeners if self._server else []
+        if len(listeners) != 1:
+            raise AiolbError(
+                f"reply() outside of a handler, and this collector has {len(listeners)} sockets",
+                hint="call it in handle(), or in a task that handle() started",
+            )
+        transport: asyncio.DatagramTransport = listeners[0].transport
+        return transport
+
+    def statistics(self) -> CollectorStatistics:
+        """What this collector received, handled and sent so far. Raises AiolbError before the start."""
+        return self._running().statistics()
+
+    def stop(self) -> None:
+        """Ask the collector to stop gracefully, as SIGTERM does. Raises AiolbError before the start."""
+        self._running().request_stop()
+
+    def _running(self) -> Server:
+        if self._server is None:
+            raise AiolbError(f"{type(self).__name__} has not been started")
+        server: Server = self._server
+        return server
+
+    def attach(self, server: Server) -> None:
+        """Called by the server before ``startup()``."""
+        self._server = server
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether ``handle_batch`` was overridden."""
+        return type(self).handle_batch is not Collector.handle_batch
+
+    @classmethod
+    async def serve(cls, **settings: Any) -> None:
+        """Serve in the running loop until stopped. Arguments and errors are those of ``run``."""
+        await Server(cls(), _configure(cls, settings)).serve()
+
+    @classmethod
+    def run(cls, *, log_format: str = "console", log_level: str = "info", **settings: Any) -> None:
+        """Serve until SIGTERM, SIGINT, a takeover or ``stop()``; returns after a graceful stop.
+
+        ``settings`` are the fields of :class:`aiolb.config.ServeConfig`; ``bind`` may be text, ``HOST:PORT``, or
+        several of them. Log events go to standard error. Raises ConfigurationError for settings or a class that
+        cannot work, StartError when the start failed.
+        """
+        logs.configure(log_format, log_level)
+        config = _configure(cls, settings)
+        with loops.runner(config.loop) as runner:
+            runner.run(Server(cls(), config).serve())
+
+
+def _configure(cls: type[Collector], settings: dict[str, Any]) -> ServeConfig:
+    check_class(cls)
+    if "bind" in settings:
+        settings = {**settings, "bind": sockets.resolve_all(settings["bind"])}
+    unknown = settings.keys() - {field.name for field in fields(ServeConfig)}
+    if unknown:
+        raise ConfigurationError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return ServeConfig(**settings)
+
+
+def check_class(cls: object) -> None:
+    """Raise ConfigurationError for what is no usable subclass of Collector."""
+    if not (isinstance(cls, type) and issubclass(cls, Collector)):
+        raise ConfigurationError(f"{cls!r} is no subclass of aiolb.Collector", hint="class MyCollector(Collector): …")
+    if cls.handle is Collector.handle and cls.handle_batch is Collector.handle_batch:
+        raise ConfigurationError(
+            f"{cls.__name__} overrides neither handle nor handle_batch",
+            hint="add: async def handle(self, datagram, addr)",
+        )
+    for name in ("handle", "handle_batch", "startup", "shutdown"):
+        if not inspect.iscoroutinefunction(getattr(cls, name)):
+            raise ConfigurationError(
+                f"{cls.__name__}.{name} is not a coroutine function", hint=f"write it as: async def {name}"
+            )

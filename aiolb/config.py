@@ -1,0 +1,110 @@
+"""The settings of a collector, validated and frozen; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiolb.address import DEFAULT_PORT, Address
+from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
+from aiolb.errors import ConfigurationError
+
+DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
+BALANCERS = ("auto", "ebpf", "classic", "none")
+LOOPS = ("uvloop", "asyncio")
+MAX_RCVBUF = (1 << 30) - 1  # the kernel doubles the number and keeps it in an int
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """How one member serves. Raises ConfigurationError for a setting that cannot work.
+
+    Attributes:
+        bind: addresses to receive on, each a group of its own.
+        index: this member's place, 0 … count-1.
+        count: members of the group; None is the group's present count, and 1 for a new group.
+        balancer: ``ebpf``, ``classic``, ``none``, or ``auto``: eBPF, else classic with a warning.
+        takeover: replace the live member at ``index``.
+        seed: of the source hash, 128 bits; None is random for a new group and the group's own for an old one.
+        strict: drop datagrams when no member is alive, instead of leaving them to the kernel's hash.
+        compile: compile the balancer with bcc at start instead of loading the shipped bytecode.
+        debug: compile it so that every decision is written to the kernel's trace file.
+        rcvbuf: bytes of receive buffer.
+        graceful_timeout: seconds that handlers have to finish when the collector stops.
+        concurrency: handlers in flight per socket.
+        backlog: datagrams per socket that may wait for a blocked handler before the socket is not read.
+        loop: ``uvloop`` or ``asyncio``.
+        report: file that gets statistics() as JSON when the collector stops.
+        bpffs: where the BPF file system is mounted.
+
+    """
+
+    bind: tuple[Address, ...] = DEFAULT_BIND
+    index: int = 0
+    count: int | None = None
+    balancer: str = "auto"
+    takeover: bool = False
+    seed: int | None = None
+    strict: bool | None = None
+    compile: bool = False
+    debug: bool = False
+    rcvbuf: int = 20 * MIB
+    graceful_timeout: float = 30.0
+    concurrency: int = 128
+    backlog: int = 4096
+    loop: str = "uvloop"
+    report: Path | None = None
+    bpffs: Path = BPFFS
+
+    def __post_init__(self) -> None:
+        _check_addresses(self.bind)
+        _check_members(self.index, self.count)
+        _check_range("graceful timeout", self.graceful_timeout, 0, 86_400, "seconds")
+        _check_range("receive buffer", self.rcvbuf, 1, MAX_RCVBUF, "bytes")
+        _check_range("concurrency", self.concurrency, 1, 1 << 20, "handlers")
+        _check_range("backlog", self.backlog, 1, 1 << 24, "datagrams")
+        _check_choice("balancer", self.balancer, BALANCERS)
+        _check_choice("loop", self.loop, LOOPS)
+        if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):
+            raise ConfigurationError(
+                f"the balancer {self.balancer!r} has no takeover and nothing to compile or debug",
+                hint="--balancer ebpf has",
+            )
+
+
+def _check_addresses(bind: tuple[Address, ...]) -> None:
+    if not bind:
+        raise ConfigurationError("a collector needs at least one address to bind")
+    fixed = [address for address in bind if address.port]
+    for address in fixed:
+        if fixed.count(address) > 1:
+            raise ConfigurationError(f"{address} is given twice")
+
+
+def _check_members(index: int, count: int | None) -> None:
+    if count is not None and not 1 <= count <= MAX_MEMBERS:
+        raise ConfigurationError(
+            f"a group has 1 to {MAX_MEMBERS} members, not {count}", hint=f"--count 1 … {MAX_MEMBERS}"
+        )
+    if not 0 <= index < MAX_MEMBERS:
+        raise ConfigurationError(
+            f"{index} is no index: it is a number from 0 to {MAX_MEMBERS - 1}",
+            hint="members are numbered from 0",
+        )
+    if count is not None and index >= count:
+        raise ConfigurationError(
+            f"index {index} is outside of a group of {count}",
+            hint=f"--index 0 … {count - 1}, or a larger --count",
+        )
+
+
+def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise ConfigurationError(f"the {name} is {low} to {high} {unit}, not {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{value!r} is no {name}", hint=f"one of {', '.join(choices)}")

@@ -1,0 +1,187 @@
+"""One bound socket in its group: joined, received from, drained, left, closed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from functools import partial
+from typing import Self
+
+import structlog
+
+from aiolb import logs, sockets
+from aiolb.address import Address
+from aiolb.bpf import steering
+from aiolb.bpf.group import GroupOptions
+from aiolb.bpf.steering import Joined, JoinOptions
+from aiolb.config import ServeConfig
+from aiolb.protocol import Application, CollectorProtocol
+from aiolb.stats import SocketStatistics
+from aiolb.transport import create_transport
+
+DROPS_LOG_INTERVAL = 5.0
+"""Seconds between two log lines about the kernel's drops on one socket."""
+
+
+class Listener:
+    """A member's socket on one address, from ``open`` to ``close``; owns the socket and the place in the group."""
+
+    def __init__(
+        self, address: Address, joined: Joined, application: Application, config: ServeConfig, *, forget: bool
+    ) -> None:
+        self.address = address
+        self.balancer = joined.balancer
+        self._place = joined.place
+        self._sock = joined.sock
+        self._rcvbuf = config.rcvbuf
+        self._count = joined.place.count
+        self._left = False
+        self._forget = forget
+        self._drops_reported = (0, float("-inf"))
+        self._log = structlog.get_logger().bind(bind=str(address))
+        self._memory = sockets.memory(self._sock)
+        self._report_joining(joined)
+        protocol_factory = partial(
+            CollectorProtocol,
+            application,
+            concurrency=config.concurrency,
+            backlog=config.backlog,
+            batches=application.takes_batches,
+            loop=asyncio.get_running_loop(),
+        )
+        self.transport, self.protocol = create_transport(asyncio.get_running_loop(), self._sock, protocol_factory)
+
+    @classmethod
+    def open(cls, address: Address, application: Application, config: ServeConfig) -> Self:
+        """Bind, join and begin to receive with the next turn of the running loop.
+
+        Raises what :func:`aiolb.bpf.steering.join` raises; nothing is left behind then.
+        """
+        options = JoinOptions(
+            index=config.index,
+            balancer=config.balancer,
+            takeover=config.takeover,
+            compile=config.compile,
+            debug=config.debug,
+            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
+        )
+
+        def bind(address: Address) -> socket.socket:
+            sock = sockets.bind_reuseport(address)
+            sockets.set_receive_buffer(sock, config.rcvbuf)
+            return sock
+
+        with sockets.reserved_port(address) as numbered:
+            joined = steering.join(numbered, bind, options)
+        try:
+            # Nobody comes back to a port that the kernel chose.
+            return cls(numbered, joined, application, config, forget=address.port == 0)
+        except BaseException:
+            joined.sock.close()
+            joined.place.close()
+            raise
+
+    def _report_joining(self, joined: Joined) -> None:
+        if joined.fallback is not None:
+            self._log.warning(
+                "balancer_fallback",
+                balancer=joined.balancer,
+                reason=str(joined.fallback),
+                hint=joined.fallback.hint,
+                missing="members are numbered in bind order; no failover, slots, takeover or statistics",
+            )
+        given = sockets.receive_buffer(self._sock)
+        if given < self._rcvbuf:
+            self._log.warning(
+                "receive_buffer_capped",
+                wanted=self._rcvbuf,
+                given=given,
+                hint=f"as root: sysctl -w net.core.rmem_max={self._rcvbuf}",
+            )
+
+    @property
+    def count(self) -> int:
+        """The group's number of members when it was last looked at."""
+        return self._count
+
+    def watch(self, now: float) -> bool:
+        """Look at the group and at the kernel's drops, log what changed; whether the place was taken over.
+
+        ``now``: seconds of the loop's clock.
+        """
+        self._report_drops(now)
+        if (count := self._place.count) != self._count:
+            self._log.info("count_changed", before=self._count, now=count)
+            self._count = count
+            logs.MEMBER.get({})["count"] = count
+        return self._place.displaced
+
+    def _report_drops(self, now: float, *, last: bool = False) -> None:
+        reported, at = self._drops_reported
+        drops = self.memory().drops
+        if drops > reported and (last or now - at >= DROPS_LOG_INTERVAL):
+            self._drops_reported = (drops, now)
+            self._log.warning(
+                "kernel_drops",
+                packets=drops - reported,
+                total=drops,
+                hint="raise --rcvbuf and net.core.rmem_max, or add members",
+            )
+
+    def memory(self) -> sockets.SocketMemory:
+        """The socket's queue and drops in the kernel; the last known ones once it is closed."""
+        if self._sock.fileno() >= 0:
+            self._memory = sockets.memory(self._sock)
+        return self._memory
+
+    def leave(self) -> None:
+        """Stop being selected by the balancer; what is queued or in flight still arrives. Idempotent."""
+        if not self._left:
+            self._left = True
+            self._place.leave()
+
+    async def drain(self) -> None:
+        """Hand on everything that was sent to this member before it left, and wait until it is handled.
+
+        Where the kernel goes on selecting the socket (a last member, no eBPF balancer), what arrives from now
+        on is dropped and counted by it, so that the drain ends under load too.
+        """
+        await asyncio.get_running_loop().run_in_executor(None, steering.wait_for_packets_in_flight)
+        sockets.refuse_datagrams(self._sock)
+        while True:
+            await self.protocol.has_room()
+            if not self.transport.receive_now():
+                break
+        await self.protocol.drained()
+
+    async def close(self) -> int:
+        """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned."""
+        abandoned = self.protocol.stop()
+        await self.protocol.aclose()
+        self._report_drops(time.monotonic(), last=True)
+        self.transport.close()
+        await self.protocol.closed()
+        self._place.close(forget=self._forget)
+        return abandoned
+
+    def statistics(self) -> SocketStatistics:
+        """What this socket received and sent so far."""
+        lanes, receiver, memory = self.protocol.statistics(), self.transport.receiver, self.memory()
+        return SocketStatistics(
+            bind=str(self.address),
+            balancer=self.balancer,
+            received=lanes.received,
+            received_bytes=receiver.bytes,
+            truncated=receiver.truncated,
+            handled=lanes.handled,
+            errors=lanes.errors,
+            in_flight=lanes.in_flight,
+            waiting=lanes.waiting + lanes.pending,
+            abandoned=lanes.abandoned,
+            sent=self.transport.datagrams_sent,
+            sent_bytes=self.transport.bytes_sent,
+            send_errors=self.transport.send_errors,
+            queued_bytes=memory.queued,
+            kernel_drops=memory.drops,
+        )

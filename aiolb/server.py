@@ -1,0 +1,167 @@
+"""One member, on one address or several: start, serve until told to stop, drain, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from aiolb import logs, signals
+from aiolb.config import ServeConfig
+from aiolb.errors import ConfigurationError, StartError
+from aiolb.listener import Listener
+from aiolb.protocol import Application
+from aiolb.stats import CollectorStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
+    from aiolb.address import Address
+
+WATCH_INTERVAL = 0.25
+"""Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Server:
+    """Runs one collector (an Application) on the sockets of one member; used once.
+
+    ``await serve()`` does everything; ``start()`` and ``stop()`` are for those who decide themselves when to stop.
+    """
+
+    def __init__(self, application: Application, config: ServeConfig) -> None:
+        self.config = config
+        self.listeners: list[Listener] = []
+        self._application = application
+        self._stopping = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._stopped = False
+        self._member = {"index": config.index, "count": config.count, "bind": _text(config.bind)}
+
+    async def serve(self) -> None:
+        """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
+
+        Raises what ``start()`` raises. A second SIGINT gives up what is still being handled.
+        """
+        logs.MEMBER.set(self._member)
+        with signals.captured(self._signalled):
+            await _run_until(self._stopping, self.start())
+            try:
+                await _run_until(self._stopping, self._watch())
+            finally:
+                await self.stop()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        _log.info("signal", name=number.name)
+        if self._stopping.is_set() and number == signal.SIGINT:
+            self._forced.set()
+        self._stopping.set()
+
+    async def start(self) -> None:
+        """Run the collector's ``startup()``, join every group, begin to receive.
+
+        Raises StartError (also for what ``startup()`` raises, with that as its cause) and ConfigurationError. A
+        server that did not start holds no socket and no place.
+        """
+        report = self.config.report
+        if report is not None and not report.parent.is_dir():
+            raise ConfigurationError(f"the report cannot be written: {report.parent} is no directory")
+        logs.MEMBER.set(self._member)
+        self._application.attach(self)
+        try:
+            await self._application.startup()
+        except Exception as error:
+            raise StartError(f"startup() failed: {type(error).__name__}: {error}") from error
+        try:
+            for address in self.config.bind:
+                self.listeners.append(Listener.open(address, self._application, self.config))
+        except BaseException:
+            await self._close()
+            raise
+        first = self.listeners[0]
+        self._member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
+        _log.info("ready", balancer=first.balancer, pid=os.getpid())
+
+    async def _watch(self) -> None:
+        """Return when a place was taken over."""
+        clock = asyncio.get_running_loop().time
+        # Maps tell nobody when they change, so there is no event to wait for.
+        while not [listener for listener in self.listeners if listener.watch(clock())]:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_INTERVAL)
+        _log.info("displaced")
+
+    def request_stop(self) -> None:
+        """Let ``serve()`` stop gracefully. Idempotent; call it in the loop's thread."""
+        self._stopping.set()
+
+    async def stop(self) -> None:
+        """Leave the groups, drain, let handlers finish for ``graceful_timeout`` seconds, close, report. Idempotent.
+
+        When it returns every address can be bound again.
+        """
+        if self._stopped or not self.listeners:
+            return
+        self._stopped = True
+        _log.info("stopping", graceful_timeout=self.config.graceful_timeout)
+        try:
+            for listener in self.listeners:
+                listener.leave()
+            drains = [listener.drain() for listener in self.listeners]
+            await _run_until(self._forced, asyncio.gather(*drains), timeout=self.config.graceful_timeout)
+        finally:
+            await self._close()
+            self._report()
+
+    async def _close(self) -> None:
+        abandoned = [await listener.close() for listener in self.listeners]
+        if sum(abandoned):
+            _log.warning("abandoned", datagrams=sum(abandoned))
+        try:
+            await self._application.shutdown()
+        except Exception:  # noqa: BLE001 - the stop goes on whatever the user's code raises
+            _log.exception("shutdown_failed")
+
+    def statistics(self) -> CollectorStatistics:
+        """What this member received, handled and sent so far; exact once it has stopped."""
+        return CollectorStatistics(
+            index=self.config.index,
+            count=self.listeners[0].count if self.listeners else self.config.count,
+            pid=os.getpid(),
+            sockets=tuple(listener.statistics() for listener in self.listeners),
+        )
+
+    def _report(self) -> None:
+        statistics = self.statistics().as_dict()
+        _log.info(
+            "stopped",
+            **{name: statistics[name] for name in ("received", "handled", "errors", "abandoned", "kernel_drops")},
+        )
+        if self.config.report is None:
+            return
+        report = {**statistics, "collector": dict(self._application.report())}
+        try:
+            self.config.report.write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            _log.error("report_failed", file=str(self.config.report), reason=error.strerror)
+
+
+def _text(addresses: Iterable[Address]) -> str:
+    return ", ".join(map(str, addresses))
+
+
+async def _run_until(event: asyncio.Event, work: Awaitable[Any], *, timeout: float | None = None) -> None:
+    """Run ``work`` to its end and raise what it raises; cancel it when ``event`` is set or the seconds are over."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
