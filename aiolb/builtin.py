@@ -70,7 +70,7 @@ class Verify(Collector):
     async def shutdown(self) -> None:
         """Log the totals."""
         report = self._verifier.report()
-        structlog.get_logger().info("verified", **{name: report[name] for name in report if name != "sources"})
+        structlog.get_logger().info("verified", **{name: report[name] for name in report if name != "per_source"})
 
     def report(self) -> Mapping[str, Any]:
         """Totals, and each source."""

@@ -113,7 +113,7 @@ class Server:
             for listener in self.listeners:
                 listener.leave()
             drains = [listener.drain() for listener in self.listeners]
-            await _run_until(self._forced, asyncio.gather(*drains), timeout=self.config.graceful_timeout)
+            await _run_until(self._forced, asyncio.gather(*drains), seconds=self.config.graceful_timeout)
         finally:
             await self._close()
             self._report()
@@ -155,11 +155,11 @@ def _text(addresses: Iterable[Address]) -> str:
     return ", ".join(map(str, addresses))
 
 
-async def _run_until(event: asyncio.Event, work: Awaitable[Any], *, timeout: float | None = None) -> None:
+async def _run_until(event: asyncio.Event, work: Awaitable[Any], *, seconds: float | None = None) -> None:
     """Run ``work`` to its end and raise what it raises; cancel it when ``event`` is set or the seconds are over."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait({working, waiting}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
         working.cancel()

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from aiolb.errors import StartError
 
+LOG_LINE = 1 << 20
+"""Bytes that a log line of a member may have."""
 LOG_TAIL = 20
 """Log lines of a member that are kept, to show when it fails."""
 
@@ -37,6 +39,7 @@ class MemberProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            limit=LOG_LINE,
         )
         self._reader = asyncio.create_task(self._read_log())
         return self
