@@ -49,6 +49,9 @@ def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tu
     Raises ConfigurationError when the port is missing without a default, or not in 0 … 65535.
     """
     host, port_text = _partition(text.strip())
+    # getaddrinfo(3) would take a lone number for an IPv4 address.
+    if not text.strip() or host.isdigit():
+        raise ConfigurationError(f"{text!r} is no address", hint=f"write HOST:PORT, or :{host or DEFAULT_PORT}")
     if port_text is None:
         if default_port is None:
             raise ConfigurationError(f"{text!r} has no port", hint="write HOST:PORT, e.g. 127.0.0.1:10001")
