@@ -1,0 +1,146 @@
+"""The schedule of a publisher."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiolb.errors import ConfigurationError
+from aiolb.pacing import BURST, CATCH_UP, SHORTEST_PAUSE, UNLIMITED, Pacer, Schedule, Step
+
+rates = st.floats(1e-3, 1e6)
+starts = st.floats(0, 1e7)
+counts = st.integers(0, 10**9)
+
+
+@given(rates, starts, counts)
+def test_a_datagram_is_due_at_its_time_and_not_before(rate, start, n):
+    """due() and time_of() agree to the last bit of a float."""
+    schedule = Schedule(rate, start)
+    moment = schedule.time_of(n)
+    assert schedule.due(moment) >= n + 1
+    assert schedule.due_before(moment) <= n
+
+
+@given(rates, starts, st.floats(0, 1e6))
+def test_due_counts_what_time_of_says(rate, start, elapsed):
+    """What is due at a moment has a time up to it, and the next one a later time."""
+    schedule = Schedule(rate, start)
+    now = start + elapsed
+    due = schedule.due(now)
+    assert schedule.time_of(due - 1) <= now < schedule.time_of(due)
+
+
+@given(rates, starts, counts)
+def test_time_of_does_not_drift(rate, start, n):
+    """The error of a datagram's time does not grow with the datagrams before it."""
+    assert math.isclose(Schedule(rate, start).time_of(n) - start, n / rate, rel_tol=1e-15, abs_tol=4e-9)
+
+
+@given(rates, starts, st.lists(st.floats(0, 1e5), min_size=2))
+def test_due_never_goes_back(rate, start, moments):
+    """Later moments have at least as many datagrams due."""
+    schedule = Schedule(rate, start)
+    due = [schedule.due(start + moment) for moment in sorted(moments)]
+    assert due == sorted(due)
+
+
+def test_a_hundred_per_second_for_a_day():
+    """After a day at 100/s exactly 8,640,000 datagrams were due."""
+    schedule = Schedule(100, 12_345.678)
+    assert schedule.due_before(12_345.678 + 86_400) == 8_640_000
+
+
+def test_nothing_is_due_before_the_start():
+    """A clock before the start has nothing due."""
+    assert Schedule(100, 10.0).due(9.999) == 0
+    assert Schedule(None, 10.0).due(9.999) == 0
+
+
+@pytest.mark.parametrize("rate", [None, math.inf])
+def test_without_a_rate_all_is_due_at_the_start(rate):
+    """No rate and an infinite rate both mean: as fast as possible."""
+    schedule = Schedule(rate, 5.0)
+    assert schedule.rate is None
+    assert schedule.due(5.0) == UNLIMITED
+    assert schedule.time_of(10**9) == 5.0
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.nan, -math.inf, 2e9])
+def test_a_rate_that_cannot_be(rate):
+    """A rate of zero or less, none at all, or past the clock's resolution is a configuration error."""
+    with pytest.raises(ConfigurationError, match="rate") as caught:
+        Schedule(rate, 0.0)
+    assert caught.value.hint
+
+
+def simulate(pacer: Pacer, now: float, late: list[float]) -> tuple[int, float, list[Step]]:
+    """Follow the steps on a clock that is late by these seconds, one after the other, then punctual."""
+    done, steps = 0, []
+    while (step := pacer.step(now, done)) is not None:
+        steps.append(step)
+        done += step.datagrams
+        now += step.pause + (late.pop() if late else 1e-6)
+    return done, now, steps
+
+
+lateness = st.lists(st.floats(0, 0.05), max_size=20)
+
+
+@given(st.floats(10, 1e5), st.integers(0, 3000), lateness)
+def test_a_count_is_sent_exactly(rate, count, late):
+    """However late the loop is, count datagrams are sent, none before its time."""
+    done, now, _ = simulate(Pacer(rate, 7.0, count=count), 7.0, late)
+    assert done == count
+    assert now >= Schedule(rate, 7.0).time_of(count - 1) or count == 0
+
+
+@given(st.integers(1, 2000), st.floats(0, 1), lateness)
+def test_a_duration_gives_what_is_due_before_its_end(rate, duration, late):
+    """With a rate, a duration ends when it is over, and with all that was due before."""
+    pacer = Pacer(rate, 3.0, duration=duration)
+    done, now, _ = simulate(pacer, 3.0, late)
+    assert done == Schedule(rate, 3.0).due_before(3.0 + duration)
+    assert now >= pacer.end
+
+
+@given(st.floats(1, 1e6), st.integers(0, 2000), lateness)
+def test_bursts_are_bounded_and_pauses_are_not_short(rate, count, late):
+    """The loop gets a turn after BURST datagrams, and a real pause takes a millisecond or more."""
+    _, _, steps = simulate(Pacer(rate, 0.0, count=count), 0.0, late)
+    assert all(step.datagrams <= BURST for step in steps)
+    assert all(step.pause == 0 or step.pause >= SHORTEST_PAUSE for step in steps)
+    # A turn without a pause is one that catches up, or the last.
+    assert all(step.pause or step.datagrams == BURST for step in steps[:-1])
+
+
+def test_what_cannot_be_caught_up_is_given_up():
+    """A run far behind its rate ends soon after its duration all the same."""
+    pacer = Pacer(1e6, 0.0, duration=1.0)
+    assert pacer.step(1.0 + CATCH_UP / 2, 1000) == Step(BURST, 0.0)
+    assert pacer.step(1.0 + CATCH_UP, 1000) is None
+
+
+def test_without_a_rate_the_duration_is_the_end():
+    """As fast as possible stops at the end of the duration, with nothing to catch up."""
+    pacer = Pacer(None, 0.0, duration=1.0)
+    assert pacer.step(0.999, 10**6) == Step(BURST, 0.0)
+    assert pacer.step(1.0, 10**6) is None
+
+
+def test_a_low_rate_waits_for_the_end_of_the_duration():
+    """One datagram per 100 seconds for 10 seconds: one at the start, then the wait."""
+    pacer = Pacer(0.01, 0.0, duration=10.0)
+    assert pacer.step(0.0, 0) == Step(1, 10.0)
+    assert pacer.step(4.0, 1) == Step(0, 6.0)
+    assert pacer.step(10.0, 1) is None
+
+
+def test_nothing_to_do():
+    """A count or a duration of 0 is over before it begins."""
+    assert Pacer(100, 0.0, count=0).step(0.0, 0) is None
+    assert Pacer(100, 0.0, duration=0.0).step(0.0, 0) is None
+    assert Pacer(None, 0.0, duration=0.0).step(0.0, 0) is None

@@ -1,0 +1,776 @@
+"""The publisher, on the loopback interface and on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import os
+import select
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from aiolb.address import Address
+from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError
+from aiolb.pacing import BURST
+from aiolb.publisher import (
+    MAX_SIZE_V4,
+    MAX_SIZE_V6,
+    Publisher,
+    PublisherConfig,
+    source_addresses,
+)
+from aiolb.stamp import STAMP_SIZE, stamp_from_wire
+from aiolb.verification import Verifier, merge_reports
+
+TARGET = "127.0.0.1:9"
+V4 = Address("127.0.0.1", 9)
+V6 = Address("::1", 9)
+DEADLINE = 10
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request):
+    """Run a coroutine on each event loop; nothing may reach the loop's exception handler."""
+    unhandled = []
+
+    def runner(coroutine):
+        with asyncio.Runner(loop_factory=request.param) as loop_runner:
+            loop_runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+            return loop_runner.run(asyncio.wait_for(coroutine, DEADLINE))
+
+    yield runner
+    assert unhandled == []
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_left():
+    """Every test closes the sockets that it opened."""
+    before = sockets()
+    yield
+    assert sockets() == before
+
+
+def sockets():
+    """The sockets that this process has open, by inode."""
+    links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return {link for link in links if link.startswith("socket:")}
+
+
+@contextmanager
+def receiver(host="127.0.0.1", port=0):
+    """A bound socket with room for a few hundred datagrams, and its HOST:PORT."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((host, port))
+        sock.settimeout(DEADLINE)
+        yield sock, str(Address(*sock.getsockname()[:2]))
+
+
+def receive(sock, number):
+    """Exactly that many datagrams with their addresses; nothing may be left after them."""
+    received = [sock.recvfrom(1 << 16) for _ in range(number)]
+    assert drain(sock) == []
+    return received
+
+
+def drain(sock):
+    """All datagrams that are there now."""
+    received = []
+    sock.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            received.append(sock.recv(1 << 16))
+    return received
+
+
+async def publish(*arguments, **settings):
+    """Run a publisher from start to end."""
+    async with Publisher(*arguments, **settings) as publisher:
+        return await publisher.run()
+
+
+async def until(condition):
+    """Let the loop turn until the condition holds."""
+    while not condition():  # noqa: ASYNC110 - the publisher has no event for what tests look at
+        await asyncio.sleep(0)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rate": 0}, "the rate is 0"),
+        ({"rate": -1.5}, "the rate is -1.5"),
+        ({"rate": float("nan")}, "the rate is nan"),
+        ({"count": -1}, "the count is -1"),
+        ({"duration": -0.1}, "the duration is -0.1"),
+        ({"size": -1}, "the size is -1"),
+        ({"size": 65_508}, "65,508 bytes is over the 65,507 bytes"),
+        ({"payload": bytes(65_508)}, "65,508 bytes is over the 65,507 bytes"),
+        ({"size": STAMP_SIZE - 1, "stamp": True}, "31 bytes has no room for the stamp of 32 bytes"),
+        ({"payload": b"short", "stamp": True}, "5 bytes has no room for the stamp"),
+        ({"payload": b"", "size": 5}, "an empty payload cannot fill 5 bytes"),
+        ({"sources": 0}, "0 sources"),
+        ({"sources": "-3"}, "-3 sources"),
+        ({"sources": 2**24}, "16777216 sources"),
+        ({"sources": "many"}, "'many' is no network"),
+        ({"sources": "127.1.0.1/24"}, "host bits"),
+        ({"sources": "::1/128"}, "IPv6 and IPv4"),
+    ],
+)
+def test_settings_that_cannot_work(settings, says):
+    """A setting that cannot work is found before anything is opened, with a hint."""
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        Publisher(TARGET, **settings)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:http", "[::1:9", ""])
+def test_targets_that_cannot_be(target):
+    """A target is a host and a port that somebody can listen on."""
+    with pytest.raises(ConfigurationError) as caught:
+        PublisherConfig(target)
+    assert caught.value.hint
+
+
+def test_several_sources_need_the_ipv4_loopback():
+    """Only in 127.0.0.0/8 do sources exist without asking; the hint names the way for other targets."""
+    for target in ("192.0.2.1:9", "[::1]:9"):
+        with pytest.raises(ConfigurationError, match="2 sources") as caught:
+            PublisherConfig(target, sources=2)
+        assert "--sources 10.1.0.0/24" in caught.value.hint
+
+
+def test_the_size_limit_of_ipv6():
+    """IPv6 does not count its header: 20 bytes more than IPv4."""
+    assert PublisherConfig("[::1]:9", size=MAX_SIZE_V6).datagram_size == MAX_SIZE_V6
+    with pytest.raises(ConfigurationError, match="65,527"):
+        PublisherConfig("[::1]:9", size=MAX_SIZE_V6 + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "datagram"),
+    [
+        ({"payload": b"abc"}, b"abc"),
+        ({"payload": b"abc", "size": 8}, b"abcabcab"),
+        ({"payload": b"abc", "size": 2}, b"ab"),
+        ({"payload": b""}, b""),
+        ({"size": 0}, b""),
+        ({"size": 20}, b"aiolb says hello aio"),
+    ],
+)
+def test_the_datagram(settings, datagram):
+    """The payload, or the default text, repeated or cut to the size."""
+    assert PublisherConfig(TARGET, **settings).datagram == datagram
+
+
+def test_the_default_datagram_is_64_bytes():
+    """Without size and payload a datagram is 64 bytes of text."""
+    assert len(PublisherConfig(TARGET).datagram) == 64
+    assert PublisherConfig(TARGET).datagram.decode().isprintable()
+
+
+def test_the_settings_are_frozen():
+    """A configuration cannot be changed after it was checked."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PublisherConfig(TARGET).rate = 5
+
+
+@pytest.mark.parametrize(
+    ("sources", "target", "addresses"),
+    [
+        (1, V4, [None]),
+        (1, V6, [None]),
+        (3, V4, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]),
+        (ip_network("127.1.0.0/30"), V4, ["127.1.0.1", "127.1.0.2"]),
+        (ip_network("127.1.0.0/31"), V4, ["127.1.0.0", "127.1.0.1"]),
+        (ip_network("127.1.0.7/32"), V4, ["127.1.0.7"]),
+        (ip_network("fd00::/126"), V6, ["fd00::1", "fd00::2", "fd00::3"]),
+        (ip_network("fd00::/127"), V6, ["fd00::", "fd00::1"]),
+        (ip_network("::1/128"), V6, ["::1"]),
+    ],
+)
+def test_source_addresses(sources, target, addresses):
+    """A number takes the addresses after 127.0.0.1, a network its host addresses; both are counted ahead."""
+    number, found = source_addresses(sources, target)
+    assert (number, list(found)) == (len(addresses), addresses)
+
+
+@pytest.mark.parametrize(("target", "reaches"), [("0.0.0.0:9", V4), (":9", V4), ("[::]:9", V6)])
+def test_the_unspecified_address_is_this_host(target, reaches):
+    """The address that a collector was told to bind can be given to the publisher as it is."""
+    assert PublisherConfig(target).numeric_target == reaches
+
+
+# Running
+
+
+def test_a_count_arrives_exactly(run):
+    """Count datagrams go out, arrive, and are counted."""
+    with receiver() as (sock, target):
+        statistics = run(publish(target, rate=10_000, count=200, payload=b"hello"))
+        received = receive(sock, 200)
+    assert {datagram for datagram, _ in received} == {b"hello"}
+    assert {addr[0] for _, addr in received} == {"127.0.0.1"}
+    assert (statistics.sent, statistics.bytes, statistics.failed) == (200, 1000, 0)
+    assert statistics.sent_per_source == {"127.0.0.1": 200}
+    assert (statistics.rate_asked, statistics.sources, statistics.errors) == (10_000, 1, {})
+    assert 0 < statistics.rate_reached <= 10_000
+
+
+def test_round_robin_over_sources(run):
+    """The sources take turns, each with an address of its own."""
+    with receiver() as (sock, target):
+        statistics = run(publish(target, count=10, sources=4))
+        received = receive(sock, 10)
+    turns = [f"127.0.0.{2 + n % 4}" for n in range(10)]
+    assert [addr[0] for _, addr in received] == turns
+    assert statistics.sent_per_source == {"127.0.0.2": 3, "127.0.0.3": 3, "127.0.0.4": 2, "127.0.0.5": 2}
+    assert statistics.sources == 4
+
+
+@pytest.mark.parametrize("sources", ["127.77.0.0/29", ip_network("127.77.0.0/29"), "6"])
+def test_sources_as_text_and_network(run, sources):
+    """A network gives its host addresses, as text or as an object; text may be a number too."""
+    with receiver() as (sock, target):
+        run(publish(target, count=12, sources=sources))
+        addresses = [addr[0] for _, addr in receive(sock, 12)]
+    prefix, first = ("127.0.0", 2) if sources == "6" else ("127.77.0", 1)
+    assert addresses == [f"{prefix}.{first + n % 6}" for n in range(12)]
+
+
+def test_ipv6(run):
+    """An IPv6 target, and an IPv6 network of sources."""
+    with receiver("::1") as (sock, target):
+        statistics = run(publish(target, count=3, sources="::1/128"))
+        receive(sock, 3)
+    assert statistics.sent_per_source == {"::1": 3}
+
+
+def test_the_largest_datagram(run):
+    """65,507 bytes go through in one datagram."""
+    with receiver() as (sock, target):
+        run(publish(target, count=1, size=MAX_SIZE_V4))
+        [(datagram, _)] = receive(sock, 1)
+    assert len(datagram) == MAX_SIZE_V4
+
+
+def test_stamps_prove_what_arrived(run):
+    """Stamped datagrams are numbered from 0 per source, and all of them are accounted for."""
+    with receiver() as (sock, target):
+
+        async def main():
+            async with Publisher(target, count=100, sources=7, stamp=True, payload=b"x", size=50) as publisher:
+                return publisher.run_id, await publisher.run()
+
+        run_id, statistics = run(main())
+        verifier = Verifier(0)
+        for datagram, addr in receive(sock, 100):
+            assert datagram[STAMP_SIZE:] == b"x" * 18
+            assert stamp_from_wire(datagram).run == run_id
+            verifier.record(datagram, addr, stamp_from_wire(datagram).sent_ns)
+    summary = merge_reports([verifier.report()], statistics.sent_per_source)
+    assert (summary.sent, summary.received, summary.lost, summary.unexpected) == (100, 100, 0, 0)
+    assert (summary.duplicated, summary.reordered, summary.unstamped) == (0, 0, 0)
+    assert (summary.sources, summary.split_sources) == (7, 0)
+
+
+def test_a_second_run_goes_on(run):
+    """Statistics and sequence numbers go on in another run."""
+    with receiver() as (sock, target):
+
+        async def main():
+            async with Publisher(target, count=5, stamp=True) as publisher:
+                first = await publisher.run()
+                return first, await publisher.run()
+
+        first, second = run(main())
+        sequences = [stamp_from_wire(datagram).sequence for datagram, _ in receive(sock, 10)]
+    assert (first.sent, second.sent) == (5, 10)
+    assert sequences == list(range(10))
+
+
+class Clock:
+    """A clock that a test moves: each look at it takes some seconds."""
+
+    def __init__(self, tick):
+        self.now, self.tick = 1000.0, tick
+
+    def __call__(self):
+        """The time, after one more tick."""
+        self.now += self.tick
+        return self.now
+
+
+@pytest.mark.parametrize("tick", [0.0003, 0.01, 0.04])
+def test_a_duration_is_open_loop(run, tick):
+    """1,000/s for 0.1 s are 100 datagrams, whether the loop looks often, seldom or hardly ever."""
+    with receiver() as (sock, target):
+
+        async def main():
+            async with Publisher(target, rate=1000, duration=0.1) as publisher:
+                publisher._clock = Clock(tick)
+                return await publisher.run()
+
+        statistics = run(main())
+        receive(sock, 100)
+    assert statistics.sent == 100
+
+
+def test_rate_reached_counts_intervals(run):
+    """Datagrams that were all in time are at the rate asked, not above; late ones are below."""
+
+    async def main(target, tick):
+        async with Publisher(target, rate=100, count=10) as publisher:
+            publisher._clock = Clock(tick)
+            return await publisher.run()
+
+    with receiver() as (sock, target):
+        in_time, late = run(main(target, 0.001)), run(main(target, 0.5))
+        receive(sock, 20)
+    assert in_time.rate_reached == pytest.approx(100)
+    assert late.rate_reached < 20
+
+
+def test_as_fast_as_possible_gives_the_loop_turns(run):
+    """Without a rate, at most one burst goes out per turn of the loop, so timers and signals live."""
+
+    async def main(target):
+        async with Publisher(target, size=0) as publisher:
+            task = asyncio.create_task(publisher.run())
+            for turn in range(20):
+                assert publisher.statistics().sent <= turn * BURST
+                await asyncio.sleep(0)
+            publisher.stop()
+            return await task
+
+    with receiver() as (_, target):
+        statistics = run(main(target))
+    assert statistics.rate_asked is None
+    assert BURST <= statistics.sent <= 21 * BURST
+    assert statistics.rate_reached > 0
+
+
+def test_stop_ends_a_long_pause(run):
+    """stop() ends a run at once that would wait for hours."""
+
+    async def main(target):
+        async with Publisher(target, rate=1e-4) as publisher:
+            task = asyncio.create_task(publisher.run())
+            await until(lambda: publisher._pausing is not None)
+            publisher.stop()
+            return await task
+
+    with receiver() as (sock, target):
+        assert run(main(target)).sent == 1
+        receive(sock, 1)
+
+
+def test_stop_before_run(run):
+    """A stop that comes first ends the run before it sends; the one after it runs."""
+
+    async def main(target):
+        async with Publisher(target, count=3) as publisher:
+            publisher.stop()
+            return (await publisher.run()).sent, (await publisher.run()).sent
+
+    with receiver() as (sock, target):
+        assert run(main(target)) == (0, 3)
+        receive(sock, 3)
+
+
+def test_cancelling_a_run_leaves_the_publisher_usable(run):
+    """A cancelled run is over; statistics stand, and another may follow."""
+
+    async def main(target):
+        async with Publisher(target, rate=1e-4) as publisher:
+            task = asyncio.create_task(publisher.run())
+            await until(lambda: publisher._pausing is not None)
+            with pytest.raises(AiolbError, match="running already"):
+                await publisher.run()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            publisher.stop()
+            return await publisher.run()
+
+    with receiver() as (sock, target):
+        assert run(main(target)).sent == 1
+        receive(sock, 1)
+
+
+def test_leaving_ends_a_run(run):
+    """Leaving the context ends a run in another task; no socket is used after it was closed."""
+
+    async def main(target):
+        async with Publisher(target) as publisher:
+            task = asyncio.create_task(publisher.run())
+            await until(lambda: publisher.statistics().sent)
+        return await task
+
+    with receiver() as (_, target):
+        assert run(main(target)).failed == 0
+
+
+def test_send(run):
+    """send() sends what it is given, unstamped, from one source after the other."""
+
+    async def main(target):
+        async with Publisher(target, sources=2, stamp=True) as publisher:
+            for datagram in (b"one", b"", b"three"):
+                await publisher.send(datagram)
+            with pytest.raises(KernelError, match="70,000 bytes") as caught:
+                await publisher.send(bytes(70_000))
+            assert caught.value.errno == errno.EMSGSIZE
+            return publisher.statistics()
+
+    with receiver() as (sock, target):
+        statistics = run(main(target))
+        received = receive(sock, 3)
+    assert [(datagram, addr[0]) for datagram, addr in received] == [
+        (b"one", "127.0.0.2"),
+        (b"", "127.0.0.3"),
+        (b"three", "127.0.0.2"),
+    ]
+    assert (statistics.sent, statistics.bytes) == (3, 8)
+
+
+def test_a_publisher_that_is_not_open(run):
+    """Before entering and after leaving there is nothing to send with."""
+
+    async def main():
+        publisher = Publisher(TARGET, count=1)
+        for _ in range(2):
+            with pytest.raises(AiolbError, match="not open") as caught:
+                await publisher.send(b"hello")
+            assert "async with" in caught.value.hint
+            async with publisher:
+                pass
+
+    run(main())
+
+
+# What the kernel says
+
+
+def test_a_refusal_belongs_to_an_earlier_datagram(run):
+    """The error of an earlier datagram is counted, and the datagram it got in the way of is sent."""
+    with receiver() as (sock, target):
+        port = sock.getsockname()[1]
+
+    async def main():
+        async with Publisher(target, count=10) as publisher:
+            await publisher.send(b"nobody is there")
+            [source] = publisher._sources
+            poll = select.poll()
+            poll.register(source.sock, 0)
+            assert poll.poll(DEADLINE * 1000)[0][1] & select.POLLERR
+            with receiver(port=port) as (sock, _):
+                statistics = await publisher.run()
+                receive(sock, 10)
+                return statistics
+
+    statistics = run(main())
+    assert statistics.errors == {"refused": 1}
+    assert (statistics.sent, statistics.failed) == (11, 0)
+
+
+def test_nobody_listens(run):
+    """A closed port does not end a run: everything is sent, and the refusals are counted."""
+    with receiver() as (_, target):
+        pass
+    statistics = run(publish(target, count=50))
+    assert (statistics.sent, statistics.failed) == (50, 0)
+    assert statistics.errors.get("refused", 0) <= 50
+
+
+class Faulty:
+    """A socket that raises these errors before it sends."""
+
+    def __init__(self, sock, *errors):
+        self._sock, self._errors = sock, list(errors)
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def send(self, datagram):
+        """Raise the next error, or send when there is none left."""
+        if self._errors:
+            raise OSError(number := self._errors.pop(0), os.strerror(number))
+        return self._sock.send(datagram)
+
+
+async def publish_faulty(target, *errors, **settings):
+    """Run a publisher whose socket raises these errors first."""
+    async with Publisher(target, **settings) as publisher:
+        [source] = publisher._sources
+        source.sock = Faulty(source.sock, *errors)
+        return await publisher.run()
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOBUFS])
+def test_a_full_queue_is_waited_for(run, number):
+    """EAGAIN and ENOBUFS delay a datagram, are counted, and lose nothing."""
+    with receiver() as (sock, target):
+        statistics = run(publish_faulty(target, number, number, number, count=20))
+        receive(sock, 20)
+    assert statistics.errors == {"blocked": 3}
+    assert (statistics.sent, statistics.failed) == (20, 0)
+
+
+def test_an_error_of_the_past_is_counted_once(run):
+    """An error that is gone on the second try belonged to an earlier datagram."""
+    with receiver() as (sock, target):
+        statistics = run(publish_faulty(target, errno.EHOSTUNREACH, count=5, stamp=True))
+        sequences = [stamp_from_wire(datagram).sequence for datagram, _ in receive(sock, 5)]
+    assert sequences == [0, 1, 2, 3, 4]
+    assert statistics.errors == {"unreachable": 1}
+    assert (statistics.sent, statistics.failed) == (5, 0)
+
+
+def test_an_error_of_this_datagram_is_a_failure(run):
+    """An error that stays is this datagram's: it is not sent, not numbered, and counted as failed."""
+    with receiver() as (sock, target):
+        errors = [errno.EPERM] * 6
+        statistics = run(publish_faulty(target, *errors, count=5, stamp=True))
+        sequences = [stamp_from_wire(datagram).sequence for datagram, _ in receive(sock, 2)]
+    assert sequences == [0, 1]
+    assert statistics.errors == {"forbidden": 3}
+    assert (statistics.sent, statistics.failed) == (2, 3)
+
+
+def test_an_error_without_a_name_of_ours(run):
+    """Another error is counted by the kernel's name for it."""
+    with receiver() as (sock, target):
+        statistics = run(publish_faulty(target, errno.ENOMEM, count=1))
+        receive(sock, 1)
+    assert statistics.errors == {"enomem": 1}
+
+
+@contextmanager
+def full_socket(publisher):
+    """Put a socket with a full queue in place of the publisher's; gives the end that can empty it."""
+    [source] = publisher._sources
+    own, source.sock = source.sock, None
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with own, near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                near.send(b"filler")
+        source.sock = near
+        yield far
+        publisher.stop()
+
+
+def test_a_queue_that_empties(run):
+    """A run goes on when the kernel says that there is room, and every datagram gets through in order."""
+
+    async def main():
+        received = []
+        async with Publisher(TARGET, count=100, stamp=True) as publisher:
+            with full_socket(publisher) as far:
+                task = asyncio.create_task(publisher.run())
+                await until(lambda: publisher._errors["blocked"])
+                asyncio.get_running_loop().add_reader(far, lambda: received.extend(drain(far)))
+                statistics = await task
+                asyncio.get_running_loop().remove_reader(far)
+                received.extend(drain(far))
+        return statistics, received
+
+    statistics, received = run(main())
+    stamped = [datagram for datagram in received if datagram != b"filler"]
+    assert [stamp_from_wire(datagram).sequence for datagram in stamped] == list(range(100))
+    assert (statistics.sent, statistics.failed) == (100, 0)
+    assert statistics.errors["blocked"] >= 1
+
+
+def test_stop_ends_a_wait_for_room(run):
+    """stop() ends a run whose queue stays full."""
+
+    async def main():
+        async with Publisher(TARGET, count=1) as publisher:
+            with full_socket(publisher):
+                task = asyncio.create_task(publisher.run())
+                await until(lambda: publisher._errors["blocked"])
+                publisher.stop()
+                return await task
+
+    statistics = run(main())
+    assert (statistics.sent, statistics.errors) == (0, {"blocked": 1})
+
+
+def test_a_duration_ends_a_wait_for_room(run):
+    """A run whose queue stays full ends with its duration."""
+
+    async def main():
+        async with Publisher(TARGET, duration=0.01) as publisher:
+            with full_socket(publisher):
+                return await publisher.run()
+
+    assert run(main()).sent == 0
+
+
+def test_several_tasks_wait_for_one_queue(run):
+    """All who wait for room in the same queue go on; a cancelled one holds up nobody."""
+
+    async def main():
+        async with Publisher(TARGET) as publisher:
+            with full_socket(publisher) as far:
+                tasks = [asyncio.create_task(publisher.send(b"%d" % n)) for n in range(4)]
+                await until(lambda: publisher._errors["blocked"] == 4)
+                tasks.pop().cancel()
+                drain(far)
+                await asyncio.gather(*tasks)
+                return sorted(drain(far))
+
+    assert run(main()) == [b"0", b"1", b"2"]
+
+
+# Opening
+
+
+def test_an_address_that_is_not_ours(run):
+    """A source that cannot be bound is one error that names it; what was open is closed."""
+    with pytest.raises(KernelError, match=r"cannot send from 203\.0\.113\.1: Cannot assign") as caught:
+        run(publish(TARGET, sources="203.0.113.0/30"))
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert "ip address add 203.0.113.1" in caught.value.hint
+
+
+def test_a_target_out_of_reach_of_the_source(run):
+    """A loopback source cannot reach another network; the error names both ends."""
+    with pytest.raises(KernelError, match=r"cannot send to 203\.0\.113\.9:9 from 127\.0\.0\.2") as caught:
+        run(publish("203.0.113.9:9", sources="127.0.0.2/32"))
+    assert caught.value.hint
+
+
+async def publish_to_name(results, target="collector.example:9", **settings):
+    """Publish with a resolver that gives these results, or raises them."""
+
+    async def getaddrinfo(*_, **__):
+        if isinstance(results, Exception):
+            raise results
+        return results
+
+    loop = asyncio.get_running_loop()
+
+    class Resolver:
+        def __getattr__(self, name):
+            return getaddrinfo if name == "getaddrinfo" else getattr(loop, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", Resolver)
+        return await publish(target, **settings)
+
+
+def test_localhost(run):
+    """A name is resolved by the system."""
+    with receiver() as (sock, target):
+        run(publish(target.replace("127.0.0.1", "localhost"), count=1))
+        receive(sock, 1)
+
+
+def test_a_name_with_addresses_of_both_versions(run):
+    """IPv4 is taken first, unless the sources are IPv6."""
+    with receiver() as (v4, _), receiver("::1", v4.getsockname()[1]) as (v6, _):
+        port = v4.getsockname()[1]
+        results = [
+            (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port)),
+        ]
+        run(publish_to_name(results, count=2))
+        receive(v4, 2)
+        run(publish_to_name(results, count=3, sources="::1/128"))
+        receive(v6, 3)
+
+
+def test_a_name_that_is_none(run):
+    """A name without an address is an error that names it."""
+    failure = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(StartError, match=r"'collector\.example': Name or service not known") as caught:
+        run(publish_to_name(failure))
+    assert caught.value.hint
+
+
+def test_a_name_and_sources_that_do_not_fit(run):
+    """A name that leads elsewhere than the loopback cannot be reached from loopback sources."""
+    results = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("192.0.2.1", 9))]
+    with pytest.raises(ConfigurationError, match="2 sources"):
+        run(publish_to_name(results, sources=2))
+
+
+OPEN_MANY = """
+import asyncio, resource, sys
+from aiolb.errors import StartError
+from aiolb.publisher import Publisher
+
+async def main():
+    async with Publisher("127.0.0.1:9", sources=100) as publisher:
+        return publisher.statistics().sources
+
+soft, hard = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    print(asyncio.run(main()), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft)
+except StartError as error:
+    print(error, "|", error.hint)
+"""
+
+
+def open_many(soft, hard):
+    """Open 100 sources in a process with these limits, and give what it said."""
+    command = [sys.executable, "-c", OPEN_MANY, str(soft), str(hard)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def test_the_limit_of_open_files_is_raised():
+    """More sources than the soft limit allows raise it; with room enough it stays."""
+    assert open_many(50, 1000) == "100 True"
+    assert open_many(500, 1000) == "100 False"
+
+
+def test_the_hard_limit_of_open_files():
+    """More sources than the hard limit allows are an error with the command that helps."""
+    said = open_many(50, 60)
+    assert said.startswith("100 sources need ")
+    assert "the hard limit is 60" in said
+    assert "ulimit -Hn" in said
+
+
+IN_NAMESPACE = """
+import asyncio, socket, subprocess
+from aiolb.publisher import Publisher
+
+for command in ("link set lo up", *(f"address add fd00::{n}/128 dev lo nodad" for n in (1, 2, 3))):
+    subprocess.run(["ip", *command.split()], check=True)
+
+async def main():
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1", 0))
+        sock.settimeout(10)
+        async with Publisher(f"[::1]:{sock.getsockname()[1]}", count=6, sources="fd00::/126") as publisher:
+            await publisher.run()
+        print(*(sock.recvfrom(100)[1][0] for _ in range(6)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a network namespace needs root")
+def test_ipv6_sources():
+    """Every host address of an IPv6 network sends, where the host has them."""
+    command = ["unshare", "--net", sys.executable, "-c", IN_NAMESPACE]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    assert said == ["fd00::1", "fd00::2", "fd00::3"] * 2
