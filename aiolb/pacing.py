@@ -33,8 +33,8 @@ def validate_rate(rate: float | None) -> float | None:
         return None
     if not 0 < rate <= MAX_RATE:
         raise ConfigurationError(
-            f"the rate is {rate:g}, which is not above 0 and at most {MAX_RATE:g} datagrams per second",
-            hint="give datagrams per second, or no rate to send as fast as possible",
+            f"the rate is {rate:g}, which is not above 0 and at most {MAX_RATE:,.0f} datagrams per second",
+            hint="give datagrams per second, or no rate (--rate max) to send as fast as possible",
         )
     return float(rate)
 
