@@ -1,0 +1,100 @@
+"""What all tests share: Hypothesis settings, required tools, and the proof that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+IN_CI = os.environ.get("CI") == "true"
+
+DEADLINE = 10.0
+"""Seconds after which something that must happen counts as not happening."""
+
+# A slow machine is no defect; in CI the same examples every time.
+settings.register_profile("aiolb", deadline=None, derandomize=IN_CI, database=None)
+settings.load_profile("aiolb")
+
+
+def _missing(reason: str) -> None:
+    """Skip on a laptop, fail in CI: there, everything is installed."""
+    if IN_CI:
+        pytest.fail(f"needed in CI: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], None]:
+    """Report something that the machine lacks: ``missing(reason)`` skips on a laptop and fails in CI."""
+    return _missing
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[[str, str], str]:
+    """The path of a tool: ``needs(command, debian_package)`` skips on a laptop without it and fails in CI."""
+
+    def find(command: str, package: str) -> str:
+        path = shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if path is None:
+            _missing(f"{command} is not installed (apt-get install {package})")
+        return str(path)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Wait for a condition: ``wait_until(lambda: ..., "what")`` fails after ten seconds."""
+
+    def wait(condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"did not happen within {DEADLINE:g} s: {what}")
+            time.sleep(0.005)
+
+    return wait
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            found[descriptor.name] = str(descriptor.readlink())
+        except FileNotFoundError:  # the one that lists the folder
+            continue
+    return found
+
+
+def _children() -> set[int]:
+    """Child processes of this process, zombies included."""
+    return {
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        if (children := task / "children").exists()
+        for pid in children.read_text().split()
+    }
+
+
+def _namespaces() -> set[str]:
+    folder = Path("/run/netns")
+    return {path.name for path in folder.glob("aiolb-test-*")} if folder.is_dir() else set()
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a child process or a network namespace behind."""
+    before = _descriptors(), _children(), _namespaces()
+    yield
+    gc.collect()
+    after = _descriptors(), _children(), _namespaces()
+    opened = {number: name for number, name in after[0].items() if before[0].get(number) != name}
+    assert not opened, f"left open: {opened}"
+    assert after[1] <= before[1], "child processes left"
+    assert after[2] <= before[2], "network namespaces left"
