@@ -69,9 +69,18 @@ def receiver(host="127.0.0.1", port=0):
     """A bound socket with room for a few hundred datagrams, and its HOST:PORT."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
         sock.settimeout(DEADLINE)
         yield sock, str(Address(*sock.getsockname()[:2]))
+
+
+@contextmanager
+def refusing_port():
+    """A port that stays ours and refuses: a connected socket takes nothing from anybody but its peer."""
+    with receiver() as (sock, target):
+        sock.connect(("127.0.0.1", 9))
+        yield sock.getsockname()[1], target
 
 
 def receive(sock, number):
@@ -465,10 +474,8 @@ def test_a_publisher_that_is_not_open(run):
 
 def test_a_refusal_belongs_to_an_earlier_datagram(run):
     """The error of an earlier datagram is counted, and the datagram it got in the way of is sent."""
-    with receiver() as (sock, target):
-        port = sock.getsockname()[1]
 
-    async def main():
+    async def main(port, target):
         async with Publisher(target, count=10) as publisher:
             await publisher.send(b"nobody is there")
             [source] = publisher._sources
@@ -480,16 +487,16 @@ def test_a_refusal_belongs_to_an_earlier_datagram(run):
                 receive(sock, 10)
                 return statistics
 
-    statistics = run(main())
+    with refusing_port() as (port, target):
+        statistics = run(main(port, target))
     assert statistics.errors == {"refused": 1}
     assert (statistics.sent, statistics.failed) == (11, 0)
 
 
 def test_nobody_listens(run):
     """A closed port does not end a run: everything is sent, and the refusals are counted."""
-    with receiver() as (_, target):
-        pass
-    statistics = run(publish(target, count=50))
+    with refusing_port() as (_, target):
+        statistics = run(publish(target, count=50))
     assert (statistics.sent, statistics.failed) == (50, 0)
     assert statistics.errors.get("refused", 0) <= 50
 
@@ -768,9 +775,11 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="making a network namespace needs root")
-def test_ipv6_sources():
+def test_ipv6_sources(needs, missing):
     """Every host address of an IPv6 network sends, where the host has them."""
-    command = ["unshare", "--net", sys.executable, "-c", IN_NAMESPACE]
+    if os.geteuid() != 0:
+        missing("making a network namespace needs root")
+    needs("ip", "iproute2")
+    command = [needs("unshare", "util-linux"), "--net", sys.executable, "-c", IN_NAMESPACE]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
     assert said == ["fd00::1", "fd00::2", "fd00::3"] * 2

@@ -189,14 +189,15 @@ def _summary(publisher: Publisher, statistics: PublisherStatistics) -> str:
     plural = "" if statistics.sources == 1 else "s"
     rate = statistics.rate_reached
     asked = "" if statistics.rate_asked is None else f" of {statistics.rate_asked:,g}/s asked"
+    reached = f"{rate:,.{_digits(rate)}f}/s{asked}"
     lines = [
         f"sent {statistics.sent:,} datagrams ({statistics.bytes:,} bytes) to {publisher.config.target}",
-        f"from {statistics.sources:,} source{plural} in {statistics.seconds:,.2f} s, {rate:,.{_digits(rate)}f}/s{asked}",
+        f"from {statistics.sources:,} source{plural} in {statistics.seconds:,.2f} s, {reached}",
     ]
     if errors := _errors(statistics):
         lines.append("but: " + ", ".join(errors))
     if statistics.errors.get("refused"):
-        lines.append(f"nobody listens on {publisher.config.target}, or did not all the time")
+        lines.append("refused: nobody listens there, or did not all the time")
     return "\n".join(lines)
 
 
