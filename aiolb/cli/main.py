@@ -8,7 +8,7 @@ import click
 
 from aiolb.cli.demo import demo
 
-# from aiolb.cli.flood import flood
+from aiolb.cli.flood import flood
 from aiolb.cli.serve import serve
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -48,5 +48,5 @@ def main() -> None:
 
 
 main.add_command(demo)
-# main.add_command(flood)
+main.add_command(flood)
 main.add_command(serve)
