@@ -339,7 +339,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             item = pending.popleft()
             datagram, addr = item
             if holders and addr[0] in holders:
-                self._put_behind(holders[addr[0]], item)
+                holders[addr[0]].backlog.append(item)
+                self._waiting += 1
                 continue
             lane.item = item
             try:
@@ -371,12 +372,6 @@ class CollectorProtocol(asyncio.DatagramProtocol):
                 self._appoint()
             else:
                 self._make_room()
-
-    def _put_behind(self, holder: _Lane, item: Datagram) -> None:
-        holder.backlog.append(item)
-        self._waiting += 1
-        if self._waiting >= self._backlog:
-            self._pause()
 
     async def _finish_source(self, lane: _Lane) -> None:
         """Handle for one step what waits behind this lane, and let its source go when nothing does."""
