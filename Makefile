@@ -1,0 +1,49 @@
+# The commands of this project. Each sets up what it needs: a virtual environment in .venv, and, as root on Debian,
+# the packages that tests of the kernel use.
+
+# The interpreter for .venv, 3.11 or newer: make run PYTHON=/usr/bin/python3
+PYTHON ?= python3
+# Added to the command: make test ARGS='-k affinity', make run ARGS='--members 8'
+ARGS ?=
+
+VENV_PYTHON := .venv/bin/python
+FOR_RUN := .venv/.installed
+FOR_TEST := .venv/.installed-dev
+KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
+
+.PHONY: help run test lint bench bytecode
+
+help:
+	@echo "make run       the demo: members, a flood, and a table of who got what"
+	@echo "make test      all tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     the benchmarks"
+	@echo "make bytecode  compile aiolb/bpf/balancer.c to balancer.bin with bcc"
+
+run: $(FOR_RUN)
+	@$(VENV_PYTHON) -m aiolb demo $(ARGS)
+
+test: $(FOR_TEST)
+	@tools/debian-packages $(KERNEL_TEST_PACKAGES) || echo "aiolb: tests that need them skip, or fail where CI=true" >&2
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: $(FOR_TEST)
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy
+
+bench: $(FOR_RUN)
+	@$(VENV_PYTHON) benchmarks/receive.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/steering.py $(ARGS)
+
+bytecode: $(FOR_RUN)
+	@tools/debian-packages python3-bpfcc || true
+	$(VENV_PYTHON) -m aiolb.bpf.compiler
+
+$(FOR_RUN): pyproject.toml
+	@PYTHON='$(PYTHON)' tools/setup .
+	@touch $@
+
+$(FOR_TEST): pyproject.toml
+	@PYTHON='$(PYTHON)' tools/setup '.[dev]'
+	@touch $@ $(FOR_RUN)
