@@ -1,0 +1,93 @@
+"""The types that users see: mypy checks this file, and nobody runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from aiolb import (
+    Address,
+    AiolbError,
+    Collector,
+    CollectorStatistics,
+    ConfigurationError,
+    Publisher,
+    PublisherStatistics,
+    ServeConfig,
+    Server,
+    StartError,
+)
+
+
+class Echo(Collector):
+    """A whole collector."""
+
+    async def startup(self) -> None:
+        """May be overridden."""
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Replies take what the socket module gives."""
+        self.reply(datagram, addr)
+
+    def on_error(self, error: BaseException, datagram: bytes, addr: Any) -> None:
+        """May be overridden."""
+
+    def report(self) -> Mapping[str, Any]:
+        """A dict is a mapping."""
+        return {"echoed": 1}
+
+
+class Count(Collector):
+    """A collector that takes batches."""
+
+    received = 0
+
+    async def handle_batch(self, batch: list[tuple[bytes, Any]]) -> None:
+        """Each item is a datagram and its address."""
+        for datagram, addr in batch:
+            assert_type(datagram, bytes)
+            self.reply(datagram, addr)
+        self.received += len(batch)
+
+
+def run_it() -> None:
+    """Addresses are text, Address, or several of them."""
+    Echo.run(bind="127.0.0.1:9000", index=0, count=1)
+    Echo.run(bind=["127.0.0.1:9000", Address("::1", 9000)], log_format="json", graceful_timeout=5)
+
+
+async def serve_it() -> None:
+    """A server can be run by hand."""
+    assert_type(await Count.serve(bind="127.0.0.1:9000"), None)
+    collector = Count()
+    server = Server(collector, ServeConfig(bind=(Address("127.0.0.1", 0),), balancer="classic"))
+    await server.start()
+    assert_type(server.statistics(), CollectorStatistics)
+    assert_type(collector.statistics().received, int)
+    assert_type(collector.statistics().as_dict(), dict[str, Any])
+    collector.stop()
+    await server.stop()
+
+
+async def publish_it() -> None:
+    """The publisher is an async context manager."""
+    async with Publisher("127.0.0.1:9000", rate=100, count=10, sources=3, stamp=True) as publisher:
+        await publisher.send(b"hello")
+        sent = await publisher.run()
+    assert_type(sent, PublisherStatistics)
+    assert_type(sent.sent, int)
+    assert_type(sent.rate_reached, float)
+    assert_type(sent.sent_per_source, Mapping[str, int])
+
+
+def catch_it() -> str | None:
+    """One tree of errors."""
+    try:
+        run_it()
+    except ConfigurationError as error:
+        assert_type(error.hint, str | None)
+        also: ValueError = error
+        return str(also)
+    except (StartError, AiolbError) as error:
+        return error.hint
+    return None
