@@ -1,0 +1,60 @@
+"""What the benchmarks share: medians with their spread, the machine, JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+FOLDER = Path(__file__).parent.parent / "build" / "benchmarks"
+"""Where the JSON files go."""
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Repeated measurements of one thing."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarise at least one value."""
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+    def text(self, digits: int) -> tuple[str, str]:
+        """The median, and the lowest to the highest value."""
+        return f"{self.median:.{digits}f}", f"{self.low:.{digits}f}-{self.high:.{digits}f}"
+
+
+def machine() -> dict[str, Any]:
+    """Where this ran: numbers of two machines cannot be compared, ratios can."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "uvloop": version("uvloop"),
+        "aiolb": version("aiolb"),
+    }
+
+
+def write(name: str, content: dict[str, Any]) -> None:
+    """Write ``build/benchmarks/NAME.json`` and say so."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+    console.print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}\n")
