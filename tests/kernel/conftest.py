@@ -23,7 +23,7 @@ import pytest
 from aiolb import sockets
 from aiolb.address import Address, IPAddress, canonical
 from aiolb.bpf import compiler, hashing, probe, spec, syscall
-from aiolb.bpf.group import Group, GroupOptions, GroupStatistics
+from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.errors import CompileError
 
@@ -125,13 +125,17 @@ class NetworkNamespace:
 
     def __init__(self, ip: str, name: str) -> None:
         self.name = name
-        self._ip = ip
-        self._run("netns", "add", name)
+        self._path = ip
+        self._ip_command("netns", "add", name)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=self._enter)
-        self._run("-n", name, "link", "set", "lo", "up")
+        self.ip("link", "set", "lo", "up")
 
-    def _run(self, *arguments: str) -> None:
-        subprocess.run([self._ip, *arguments], check=True)
+    def _ip_command(self, *arguments: str) -> None:
+        subprocess.run([self._path, *arguments], check=True)
+
+    def ip(self, *arguments: str) -> None:
+        """Run an ip(8) command on the namespace."""
+        self._ip_command("-n", self.name, *arguments)
 
     def _enter(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -148,21 +152,21 @@ class NetworkNamespace:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs a program in the namespace."""
-        return [self._ip, "netns", "exec", self.name, *arguments]
+        return [self._path, "netns", "exec", self.name, *arguments]
 
     def add_addresses(self, *addresses: str) -> None:
         """Give addresses (``fd00::1/128``) to the loopback device."""
         batch = "".join(f"address add {address} dev lo nodad\n" for address in addresses)
-        subprocess.run([self._ip, "-n", self.name, "-batch", "-"], input=batch, text=True, check=True)
+        subprocess.run([self._path, "-n", self.name, "-batch", "-"], input=batch, text=True, check=True)
 
     def add_local(self, prefix: str) -> None:
         """Make every address of an IPv6 prefix one of this namespace's (IPV6_FREEBIND binds them)."""
-        self._run("-n", self.name, "-6", "route", "add", "local", prefix, "dev", "lo")
+        self.ip("-6", "route", "add", "local", prefix, "dev", "lo")
 
     def close(self) -> None:
         """Leave and delete the namespace."""
         self._thread.shutdown()
-        self._run("netns", "delete", self.name)
+        self._ip_command("netns", "delete", self.name)
 
 
 @pytest.fixture
@@ -208,6 +212,7 @@ class Cluster:
 
     def __init__(self, host: str, options: GroupOptions, members: Iterable[int]) -> None:
         self.sockets: dict[int | str, socket.socket] = {}
+        self.memberships: dict[int, Membership] = {}
         self._senders: dict[int, Sender] = {}
         with sockets.reserved_port(Address(host, 0)) as self.address:
             with Group.opened_or_created(self.address, options) as self.group:
@@ -224,7 +229,7 @@ class Cluster:
 
     def join(self, index: int, *, count: int | None = None) -> None:
         """A new socket takes the place ``index``."""
-        self.group.join(self.bind(index), index, count=count)
+        self.memberships[index] = self.group.join(self.bind(index), index, count=count)
 
     def kill(self, *names: int | str) -> None:
         """Close members' sockets, as the kernel does when their processes are killed."""
@@ -256,7 +261,7 @@ class Cluster:
         """Take ``expected`` datagrams, each of another source: which socket received each source."""
         found: dict[IPAddress, int | str] = {}
         while len(found) < expected:
-            assert self._wait(), f"{expected - len(found)} of {expected} datagrams did not arrive"
+            assert self.wait(), f"{expected - len(found)} of {expected} datagrams did not arrive"
             for name, sock in self.sockets.items():
                 for source in _drain(sock):
                     assert source not in found, f"{source} was received twice"
@@ -264,7 +269,8 @@ class Cluster:
         assert len(found) == expected
         return found
 
-    def _wait(self) -> bool:
+    def wait(self) -> bool:
+        """Wait until a socket is readable; False when none is in ten seconds."""
         poll = select.poll()
         for sock in self.sockets.values():
             poll.register(sock, select.POLLIN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 from ipaddress import IPv6Address
 from itertools import permutations
 
@@ -61,6 +63,25 @@ def test_v6_sources_at_a_dual_stack_socket(netns, cluster, sources_v6):
     netns.add_local("fd00::/8")
     group, sources = netns.call(cluster, 5, host="::"), sources_v6(1_000)
     assert netns.call(group.route, sources) == group.predict(sources, range(5))
+
+
+def test_mapped_sources_in_v6_packets(netns, cluster, sources_v4):
+    """An IPv6 header whose source is ::ffff:127.x.y.z counts as the IPv4 source."""
+    sources, group = sources_v4(200), netns.call(cluster, 5, host="::1")
+    with netns.call(socket.socket, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        for source in sources:
+            raw.sendto(v6_packet(b"\0" * 10 + b"\xff\xff" + source.packed, group.address), ("::1", 0))
+    assert group.receive(len(sources)) == group.predict(sources, range(5))
+
+
+def v6_packet(source: bytes, to: Address) -> bytes:
+    """An IPv6 packet with one UDP datagram, which no socket would send with such a source (RFC 8200, RFC 768)."""
+    ports_and_length, payload = struct.pack("!HHH", 9, to.port, 10), b"xx"
+    addresses = source + to.ip.packed
+    words = struct.unpack("!25H", addresses + struct.pack("!II", 10, 17) + ports_and_length + b"\0\0" + payload)
+    checksum = ~(sum(words) % 0xFFFF) & 0xFFFF
+    header = struct.pack("!IHBB", 6 << 28, 10, 17, 64)
+    return header + addresses + ports_and_length + struct.pack("!H", checksum) + payload
 
 
 def test_a_source_stays_with_its_member(cluster, sources_v4):
