@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from aiolb.cli.demo import demo
-
 from aiolb.cli.flood import flood
 from aiolb.cli.serve import serve
 from aiolb.errors import AiolbError, ConfigurationError, StartError
