@@ -266,8 +266,9 @@ class Group:
             cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
             try:
                 syscall.attach_reuseport(sock, self._program_fd)
-                self._maps.write("members", index, _member(cookie).pack())
+                # The kernel may refuse the socket (EBUSY: it has another place): then nobody is named as its holder.
                 self._maps.write("targets", index, abi.U64.pack(sock.fileno()))
+                self._maps.write("members", index, _member(cookie).pack())
             except OSError as error:
                 raise program.privilege_error(error) or KernelError(
                     f"the socket cannot join the group at {self.address}: {error}", errno=error.errno

@@ -134,7 +134,7 @@ class NetworkNamespace:
         subprocess.run([self._path, *arguments], check=True)
 
     def ip(self, *arguments: str) -> None:
-        """Run an ip(8) command on the namespace."""
+        """Configure the namespace, as `ip -n NAME` does."""
         self._ip_command("-n", self.name, *arguments)
 
     def _enter(self) -> None:
@@ -210,11 +210,11 @@ class Sender:
 class Cluster:
     """A group and its members' sockets, all in this process."""
 
-    def __init__(self, host: str, options: GroupOptions, members: Iterable[int]) -> None:
+    def __init__(self, address: Address, options: GroupOptions, members: Iterable[int]) -> None:
         self.sockets: dict[int | str, socket.socket] = {}
         self.memberships: dict[int, Membership] = {}
         self._senders: dict[int, Sender] = {}
-        with sockets.reserved_port(Address(host, 0)) as self.address:
+        with sockets.reserved_port(address) as self.address:
             with Group.opened_or_created(self.address, options) as self.group:
                 pass
             for index in members:
@@ -324,11 +324,12 @@ def cluster(bpffs: Path, program: ProgramSpec) -> Iterator[Callable[..., Cluster
         *,
         members: Iterable[int] | None = None,
         host: str = "127.0.0.1",
+        port: int = 0,
         seed: int = SEED,
         strict: bool | None = None,
     ) -> Cluster:
         options = GroupOptions(count=count, seed=seed, strict=strict, program=program, bpffs=bpffs)
-        made.append(Cluster(host, options, range(count) if members is None else members))
+        made.append(Cluster(Address(host, port), options, range(count) if members is None else members))
         return made[-1]
 
     yield make
