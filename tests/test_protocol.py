@@ -1,10 +1,14 @@
 """The protocol: lanes, order per source, backpressure, errors, drain and stop, on both event loops."""
 
+# ruff: noqa: D102 - methods of fakes are named after what they stand for
+
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from contextlib import suppress
 from contextvars import ContextVar
+from itertools import pairwise
 
 import pytest
 import structlog
@@ -15,6 +19,8 @@ from hypothesis import strategies as st
 from aiolb import protocol as module
 from aiolb.errors import ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT, CollectorProtocol
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 DEADLINE = 10.0
@@ -35,13 +41,21 @@ def run_on(loop_name, main):
     return result
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _libuv():
+    """Open the pipe that libuv keeps from the first loop on, before descriptors are counted."""
+    uvloop.new_event_loop().close()
+
+
 @pytest.fixture(params=LOOPS)
 def run(request):
+    """Runs a coroutine function on each event loop."""
     return lambda main: run_on(request.param, main)
 
 
 @pytest.fixture(autouse=True)
 def logged():
+    """What was logged, instead of showing it."""
     with structlog.testing.capture_logs() as entries:
         yield entries
 
@@ -110,6 +124,7 @@ class Recorder:
 
 
 def make(app, **options):
+    """A protocol on the running loop and its transport."""
     protocol = CollectorProtocol(app, loop=asyncio.get_running_loop(), **options)
     transport = PausableTransport()
     protocol.connection_made(transport)
@@ -133,6 +148,7 @@ async def settle(protocol):
 
 
 def counts(protocol, *names):
+    """Some of the protocol's statistics."""
     statistics = protocol.statistics()
     return tuple(getattr(statistics, name) for name in names)
 
@@ -247,13 +263,13 @@ def test_a_long_backlog_lets_the_loop_turn(run):
         while len(app.ended) < 201:
             await asyncio.sleep(0)
             seen.append(len(app.ended))
-        assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 65
+        assert max(b - a for a, b in pairwise(seen)) <= 65
         protocol.datagrams_received(datagrams(*["c:1"] * 200))
         seen = [len(app.ended)]
         while len(app.ended) < 401:
             await asyncio.sleep(0)
             seen.append(len(app.ended))
-        assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 64
+        assert max(b - a for a, b in pairwise(seen)) <= 64
         app.gates[b"y"].set()
         await protocol.drained()
         await protocol.aclose()
@@ -453,10 +469,8 @@ def test_lanes_do_not_outlive_a_loop_that_cancels_everything(run):
     async def main():
         class Stubborn(Recorder):
             async def act(self, datagram):
-                try:
+                with suppress(asyncio.CancelledError):
                     await super().act(datagram)
-                except asyncio.CancelledError:
-                    pass
 
         app = Stubborn()
         protocol, _ = make(app)
@@ -520,10 +534,8 @@ def test_a_cancelled_lane_hands_its_backlog_on(run):
         class Stubborn(Recorder):
             async def act(self, datagram):
                 tasks[datagram] = asyncio.current_task()
-                try:
+                with suppress(asyncio.CancelledError):
                     await super().act(datagram)
-                except asyncio.CancelledError:
-                    pass
 
         app = Stubborn()
         protocol, _ = make(app)
@@ -1069,7 +1081,7 @@ class Schedule:
 
 
 @pytest.mark.parametrize("loop_name", LOOPS)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     plan=PLANS,
     actions=ACTIONS,
@@ -1078,7 +1090,7 @@ class Schedule:
     step=st.sampled_from([1, 2, 3, 64]),
     stop=st.booleans(),
 )
-def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, stop):
+def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, stop):  # noqa: PLR0917 - drawn by name
     """Whatever blocks, fails or is cancelled when: each datagram once, in order per source, within limits."""
 
     async def main():
@@ -1103,7 +1115,7 @@ def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, stop
 
 
 @pytest.mark.parametrize("loop_name", LOOPS)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=PLANS, sizes=st.lists(st.integers(1, 6), min_size=1), kicks=st.sets(st.integers(0, 30), max_size=3))
 def test_any_schedule_of_batches(loop_name, plan, sizes, kicks):
     """In batches too each datagram is handed over exactly once and in order."""
