@@ -84,7 +84,7 @@ def _children() -> set[int]:
 
 def _namespaces() -> set[str]:
     folder = Path("/run/netns")
-    return {path.name for path in folder.glob("aiolb-test-*")} if folder.is_dir() else set()
+    return {path.name for path in folder.glob(f"aiolb-test-{os.getpid()}-*")} if folder.is_dir() else set()
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class Pins:
 
     def pin_program(self, fd: int) -> None:
         """Pin the program, in one step where another one is pinned."""
+        (self.folder / "prog_new").unlink(missing_ok=True)  # from a replacement that was cut off
         syscall.obj_pin(fd, str(self.folder / "prog_new"))
         (self.folder / "prog_new").rename(self.folder / "prog")
 
@@ -51,7 +52,7 @@ class Pins:
         """Hold the group's lock: one process at a time creates, joins, leaves or moves slots. Re-entrant.
 
         With ``create`` the folder is made first, and bpffs mounted where it is missing. Raises GroupError
-        after LOCK_TIMEOUT seconds, FileNotFoundError without a folder, KernelError when it cannot be made.
+        after LOCK_TIMEOUT seconds, FileNotFoundError without a folder, KernelError when it cannot be made or opened.
         """
         if self._lock is not None:
             yield
@@ -66,11 +67,14 @@ class Pins:
     def _acquire(self, *, create: bool) -> int:
         deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
-            if create:
-                self._make_folder()
-            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._flock(fd, deadline)
+                fd = self._open_folder(create=create, deadline=deadline)
+            except (FileNotFoundError, FileExistsError):
+                if create and time.monotonic() < deadline:
+                    continue  # the last member of this or of another group has just removed a folder
+                raise
+            try:
+                self._flock(fd, self.folder, deadline)
                 if self._is_still_there(fd):
                     return fd
             except BaseException:
@@ -78,7 +82,19 @@ class Pins:
                 raise
             os.close(fd)  # deleted while we waited for it
 
-    def _flock(self, fd: int, deadline: float) -> None:
+    def _open_folder(self, *, create: bool, deadline: float) -> int:
+        if create:
+            self._make_folder(deadline)
+        try:
+            return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise PrivilegeError(
+                f"this user may not open the group in {self.folder}: {error.strerror}",
+                errno=error.errno,
+                hint="run as the user that made it",
+            ) from error
+
+    def _flock(self, fd: int, folder: Path, deadline: float) -> None:
         # flock(2) has no time limit of its own, and a stopped process must not hang all others for ever.
         while True:
             try:
@@ -86,8 +102,8 @@ class Pins:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise GroupError(
-                        f"another process has held the lock on {self.folder} for {LOCK_TIMEOUT:g} s",
-                        hint=f"find it with: fuser -v {self.folder}",
+                        f"another process has held the lock on {folder} for {LOCK_TIMEOUT:g} s",
+                        hint=f"find it with: fuser -v {folder}",
                     ) from None
                 time.sleep(_LOCK_POLL)
 
@@ -97,8 +113,8 @@ class Pins:
         except FileNotFoundError:
             return False
 
-    def _make_folder(self) -> None:
-        self._mount_if_missing()
+    def _make_folder(self, deadline: float) -> None:
+        self._mount_if_missing(deadline)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -109,12 +125,11 @@ class Pins:
                 hint="run as root; --balancer classic needs no privilege",
             ) from error
 
-    def _mount_if_missing(self) -> None:
+    def _mount_if_missing(self, deadline: float) -> None:
         try:
-            if is_bpffs(self.bpffs):
-                return
-            self.bpffs.mkdir(parents=True, exist_ok=True)
-            syscall.mount_bpffs(str(self.bpffs))
+            if not is_bpffs(self.bpffs):
+                self.bpffs.mkdir(parents=True, exist_ok=True)
+                self._mount(deadline)
         except OSError as error:
             kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
             raise kind(
@@ -122,6 +137,17 @@ class Pins:
                 errno=error.errno,
                 hint=f"as root: mount -t bpf bpf {self.bpffs}",
             ) from error
+
+    def _mount(self, deadline: float) -> None:
+        # Two processes that mount at the same time would hide each other's groups: one mounts, under a lock on
+        # the folder above, which no mount hides.
+        above = os.open(self.bpffs.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._flock(above, self.bpffs.parent, deadline)
+            if not is_bpffs(self.bpffs):
+                syscall.mount_bpffs(str(self.bpffs))
+        finally:
+            os.close(above)
 
     def clear(self) -> None:
         """Remove all pins, the marker of a whole group first: also what a creation left that was cut off."""
@@ -145,7 +171,8 @@ class Pins:
 
 def is_bpffs(path: Path) -> bool:
     """Whether a BPF file system is mounted at ``path`` (proc_pid_mountinfo(5))."""
-    wanted = str(path.resolve())
+    # proc_pid_mountinfo(5) writes these four as octal numbers.
+    wanted = str(path.resolve()).translate({ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"})
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount, _, source = line.partition(" - ")
         if source.startswith("bpf ") and mount.split()[4] == wanted:

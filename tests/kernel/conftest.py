@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -102,16 +101,21 @@ def _has_live_member(folder: Path) -> bool:
 @pytest.fixture(scope="session")
 def compiled(missing: Callable[[str], None]) -> ProgramSpec:
     """The balancer compiled by bcc now; skips without bcc, and fails in CI."""
+    return _compile(missing, debug=False)
+
+
+@pytest.fixture(scope="session")
+def compiled_debug(missing: Callable[[str], None]) -> ProgramSpec:
+    """The same, built so that it traces every decision: another program."""
+    return _compile(missing, debug=True)
+
+
+def _compile(missing: Callable[[str], None], *, debug: bool) -> ProgramSpec:
     try:
-        return _compile()
+        return compiler.compile_balancer(debug=debug)
     except CompileError as error:
         missing(str(error))
         raise
-
-
-@cache
-def _compile() -> ProgramSpec:
-    return compiler.compile_balancer()
 
 
 @pytest.fixture(params=["shipped", "bcc"])
