@@ -10,20 +10,17 @@ from types import ModuleType
 
 from aiolb.builtin import BUILTIN
 from aiolb.collector import Collector, check_class
-from aiolb.errors import ConfigurationError, StartError
+from aiolb.errors import ConfigurationError
+from aiolb.server import ApplicationError
 
 _FORMS = "FILE.py:Class, package.module:Class, or one of " + ", ".join(BUILTIN)
-
-
-class ImportFailedError(StartError):
-    """The module raised while it was imported; the cause is what it raised."""
 
 
 def load(text: str) -> type[Collector]:
     """Import the collector class that ``text`` names; modules are also looked for in the working directory.
 
     Raises ConfigurationError when there is no such file, module or class, or when it is no usable collector;
-    ImportFailedError, with the cause, when the module's own code raised.
+    ApplicationError, with the cause, when the module's own code raised.
     """
     if text in BUILTIN:
         return BUILTIN[text]
@@ -65,11 +62,13 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[path.stem]
-        raise ImportFailedError(f"{path} failed on import: {type(error).__name__}: {error}") from error
+        raise ApplicationError(f"{path} failed on import: {type(error).__name__}: {error}") from error
     return module
 
 
 def _load_module(name: str) -> ModuleType:
+    if name.startswith("."):
+        raise ConfigurationError(f"{name!r} is relative, and there is nothing that it could be relative to")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -78,6 +77,6 @@ def _load_module(name: str) -> ModuleType:
         # The module itself or a package around it; anything else is missing for the user's own code.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(f"there is no module {name!r}", hint=f"write it as {_FORMS}") from None
-        raise ImportFailedError(f"{name} failed on import: {error}") from error
+        raise ApplicationError(f"{name} failed on import: {error}") from error
     except Exception as error:
-        raise ImportFailedError(f"{name} failed on import: {type(error).__name__}: {error}") from error
+        raise ApplicationError(f"{name} failed on import: {type(error).__name__}: {error}") from error

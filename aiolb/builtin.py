@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from aiolb import logs
 from aiolb.collector import Collector
 from aiolb.receive.contract import Datagram
 from aiolb.verification import Verifier
@@ -26,12 +28,18 @@ def preview(datagram: bytes) -> str:
 class Print(Collector):
     """Writes a line to standard output for each datagram: source, size, preview."""
 
+    async def startup(self) -> None:
+        """Let no encoding of the terminal refuse a preview."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+
     async def handle_batch(self, batch: list[Datagram]) -> None:
         """One write for all that is there."""
         try:
             sys.stdout.write("".join(map(self._line, batch)))
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read our output has gone
+            logs.silence(sys.stdout)
             self.stop()
 
     @staticmethod

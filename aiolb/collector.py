@@ -13,7 +13,7 @@ from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT
 from aiolb.receive.contract import Datagram
-from aiolb.server import Server
+from aiolb.server import ApplicationError, Server
 from aiolb.stats import CollectorStatistics
 
 
@@ -103,7 +103,8 @@ class Collector:
     @classmethod
     async def serve(cls, **settings: Any) -> None:
         """Serve in the running loop until stopped. Arguments and errors are those of ``run``."""
-        await Server(cls(), _configure(cls, settings)).serve()
+        config = _configure(cls, settings)
+        await Server(_made(cls), config).serve()
 
     @classmethod
     def run(cls, *, log_format: str = "console", log_level: str = "info", **settings: Any) -> None:
@@ -116,7 +117,7 @@ class Collector:
         logs.configure(log_format, log_level)
         config = _configure(cls, settings)
         with loops.runner(config.loop) as runner:
-            runner.run(Server(cls(), config).serve())
+            runner.run(Server(_made(cls), config).serve())
 
 
 def _configure(cls: type[Collector], settings: dict[str, Any]) -> ServeConfig:
@@ -127,6 +128,15 @@ def _configure(cls: type[Collector], settings: dict[str, Any]) -> ServeConfig:
     if unknown:
         raise ConfigurationError(f"unknown settings: {', '.join(sorted(unknown))}")
     return ServeConfig(**settings)
+
+
+def _made(cls: type[Collector]) -> Collector:
+    try:
+        return cls()
+    except AiolbError:
+        raise
+    except Exception as error:
+        raise ApplicationError(f"{cls.__name__}() failed: {type(error).__name__}: {error}") from error
 
 
 def check_class(cls: object) -> None:

@@ -156,8 +156,14 @@ class Listener:
         await self.protocol.drained()
 
     async def close(self) -> int:
-        """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned."""
+        """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned.
+
+        What still waits in the kernel's queue counts among them.
+        """
         abandoned = self.protocol.stop()
+        sockets.refuse_datagrams(self._sock)
+        while given_up := self.transport.receive_now():
+            abandoned += given_up
         await self.protocol.aclose()
         self._report_drops(time.monotonic(), last=True)
         self.transport.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -15,6 +17,8 @@ MEMBER: ContextVar[dict[str, Any]] = ContextVar("aiolb_member")
 FORMATS = ("console", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
+_EVENT_WIDTH = 16
+
 
 def add_member(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Processor for structlog: add ``MEMBER`` to an event; what the event says itself comes first."""
@@ -22,27 +26,94 @@ def add_member(_logger: Any, _method: str, event: structlog.typing.EventDict) ->
 
 
 def configure(log_format: str = "console", level: str = "info", stream: TextIO | None = None) -> None:
-    """Write every event from ``level`` up as one line to ``stream`` (default: standard error)."""
-    stream = stream or sys.stderr
-    renderer: structlog.typing.Processor
-    if log_format == "json":
-        shared = [structlog.processors.dict_tracebacks]
-        renderer = structlog.processors.JSONRenderer()
-    else:
-        shared = []
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+    """Write every event from ``level`` up as one line to ``stream`` (default: standard error).
+
+    What others write through ``logging`` or ``warnings`` goes there in the same format, unless ``logging`` was
+    set up before. A line that cannot be written is lost, and nothing else.
+    """
+    output = _Output(stream or sys.stderr)
+    final = _json() if log_format == "json" else _console(output.isatty())
+    common: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        add_member,
+        structlog.processors.add_log_level,
+        _timestamper(log_format),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            add_member,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *shared,
-            renderer,
-        ],
+        processors=[*common, *final],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(output),  # type: ignore[arg-type] # it writes, and that is all
         cache_logger_on_first_use=False,
     )
+    _take_over_logging(output, common, final)
+
+
+def _json() -> list[structlog.typing.Processor]:
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+
+
+def _console(colors: bool) -> list[structlog.typing.Processor]:
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(_EVENT_WIDTH, colors=colors, sort_keys=False, exception_formatter=plain)]
+
+
+def _timestamper(log_format: str) -> structlog.typing.Processor:
+    if log_format == "json":
+        return structlog.processors.TimeStamper(fmt="iso", utc=True)
+    return structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False)
+
+
+def silence(stream: TextIO) -> None:
+    """Lead a stream whose reader has gone to /dev/null: else its flush at exit fails, and the exit status with it."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+class _Output:
+    """A stream that never raises: a collector must not stop because its log cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            silence(self._stream)
+        except (OSError, ValueError):  # a full disk; a stream that was closed
+            pass
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            silence(self._stream)
+        except (OSError, ValueError):
+            pass
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Ours, so that it is known again when it is to be replaced."""
+
+
+def _take_over_logging(
+    output: _Output, common: list[structlog.typing.Processor], final: list[structlog.typing.Processor]
+) -> None:
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+        root.removeHandler(old)
+    if root.handlers:
+        return
+    handler = _Handler(output)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=common, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final]
+        )
+    )
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)

@@ -13,13 +13,14 @@ import structlog
 
 from aiolb import logs, signals
 from aiolb.config import ServeConfig
-from aiolb.errors import ConfigurationError, StartError
+from aiolb.errors import AiolbError, ConfigurationError, StartError
 from aiolb.listener import Listener
 from aiolb.protocol import Application
 from aiolb.stats import CollectorStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
+    from pathlib import Path
 
     from aiolb.address import Address
 
@@ -27,6 +28,10 @@ WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
 
 _log = structlog.get_logger(__name__)
+
+
+class ApplicationError(StartError):
+    """The user's own code raised during the start; the cause is what it raised."""
 
 
 class Server:
@@ -58,31 +63,31 @@ class Server:
                 await self.stop()
 
     def _signalled(self, number: signal.Signals) -> None:
-        _log.info("signal", name=number.name)
         if self._stopping.is_set() and number == signal.SIGINT:
             self._forced.set()
         self._stopping.set()
+        _log.info("signal", name=number.name)
 
     async def start(self) -> None:
         """Run the collector's ``startup()``, join every group, begin to receive.
 
-        Raises StartError (also for what ``startup()`` raises, with that as its cause) and ConfigurationError. A
-        server that did not start holds no socket and no place.
+        Raises StartError (for what ``startup()`` raises, ApplicationError with that as its cause) and
+        ConfigurationError. A server that did not start holds no socket and no place.
         """
-        report = self.config.report
-        if report is not None and not report.parent.is_dir():
-            raise ConfigurationError(f"the report cannot be written: {report.parent} is no directory")
+        _check_writable(self.config.report)
         logs.MEMBER.set(self._member)
         self._application.attach(self)
         try:
             await self._application.startup()
+        except AiolbError:
+            raise
         except Exception as error:
-            raise StartError(f"startup() failed: {type(error).__name__}: {error}") from error
+            raise ApplicationError(f"startup() failed: {type(error).__name__}: {error}") from error
         try:
             for address in self.config.bind:
                 self.listeners.append(Listener.open(address, self._application, self.config))
         except BaseException:
-            await self._close()
+            await self._leave()
             raise
         first = self.listeners[0]
         self._member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
@@ -108,7 +113,14 @@ class Server:
         if self._stopped or not self.listeners:
             return
         self._stopped = True
+        self._stopping.set()
         _log.info("stopping", graceful_timeout=self.config.graceful_timeout)
+        try:
+            await self._leave()
+        finally:
+            self._report()
+
+    async def _leave(self) -> None:
         try:
             for listener in self.listeners:
                 listener.leave()
@@ -116,7 +128,6 @@ class Server:
             await _run_until(self._forced, asyncio.gather(*drains), seconds=self.config.graceful_timeout)
         finally:
             await self._close()
-            self._report()
 
     async def _close(self) -> None:
         abandoned = [await listener.close() for listener in self.listeners]
@@ -144,11 +155,30 @@ class Server:
         )
         if self.config.report is None:
             return
-        report = {**statistics, "collector": dict(self._application.report())}
         try:
-            self.config.report.write_text(json.dumps(report, indent=2) + "\n")
+            text = json.dumps({**statistics, "collector": dict(self._application.report())}, indent=2)
+        except Exception:  # noqa: BLE001 - what the user's code raised, or JSON cannot say, costs its part only
+            _log.exception("report_failed", file=str(self.config.report))
+            text = json.dumps({**statistics, "collector": None}, indent=2)
+        try:
+            self.config.report.write_text(text + "\n")
         except OSError as error:
             _log.error("report_failed", file=str(self.config.report), reason=error.strerror)
+
+
+def _check_writable(report: Path | None) -> None:
+    """Find out before the start, not at the end, that the report cannot be written."""
+    if report is None:
+        return
+    try:
+        existed = report.exists()
+        report.open("a").close()
+        if not existed:
+            report.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the report {report} cannot be written: {error.strerror}", hint="--report FILE in a folder that exists"
+        ) from None
 
 
 def _text(addresses: Iterable[Address]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def captured(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call ``callback`` in the running loop for each SIGTERM and SIGINT inside the block.
+def captured(
+    callback: Callable[[signal.Signals], None], numbers: Iterable[signal.Signals] = STOP_SIGNALS
+) -> Iterator[None]:
+    """Call ``callback`` in the running loop for each SIGTERM and SIGINT (or ``numbers``) inside the block.
 
     Afterwards the handlers that were there before are back, and those that the user had installed get the
     signals that came, once each. Outside of the main thread, where Python takes no signals, it does nothing.
@@ -29,15 +31,15 @@ def captured(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
         seen.append(number)
         callback(number)
 
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number in STOP_SIGNALS:
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
         loop.add_signal_handler(number, caught, number)
     try:
         yield
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's
     for number in dict.fromkeys(seen):
         if _is_users(before[number]):
             signal.raise_signal(number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def demo(ctx: click.Context, /, members: int, as_json: bool, balancer: str, bpff
     from aiolb import loops
 
     with loops.runner("uvloop") as runner:
-        balancer, summary = runner.run(_run(members, balancer, bpffs, flood, quiet=as_json))
+        balancer, summary = runner.run(_run_until_signal(_run(members, balancer, bpffs, flood, quiet=as_json)))
     if as_json:
         click.echo(json.dumps(_as_json(balancer, summary)))
     else:
@@ -70,7 +71,30 @@ def demo(ctx: click.Context, /, members: int, as_json: bool, balancer: str, bpff
         ctx.exit(1)
 
 
+async def _run_until_signal(work: Coroutine[Any, Any, tuple[str, Summary]]) -> tuple[str, Summary]:
+    """Clean up after a signal too: the members are processes of their own and would go on."""
+    import asyncio
+    import signal
+
+    from aiolb import signals
+
+    running = asyncio.ensure_future(work)
+
+    def stop(_: signal.Signals) -> None:
+        # Once: a second Ctrl-C must not cut the cleaning up short.
+        if not running.cancelling():
+            running.cancel()
+
+    with signals.captured(stop, (*signals.STOP_SIGNALS, signal.SIGHUP)):
+        try:
+            return await running
+        except asyncio.CancelledError:
+            raise click.Abort from None
+
+
 async def _run(count: int, balancer: str, bpffs: Path, flood: dict[str, Any], *, quiet: bool) -> tuple[str, Summary]:
+    import asyncio
+
     from aiolb import sockets
     from aiolb.address import Address
     from aiolb.cli.members import MemberProcess
@@ -95,14 +119,19 @@ async def _run(count: int, balancer: str, bpffs: Path, flood: dict[str, Any], *,
             _introduce(balancer, address, count, publisher)
         async with publisher:
             sent = await publisher.run()
-        reports = [await member.stop() for member in running]
+        reports = await asyncio.gather(*(member.stop() for member in running))
     verified = [{**report["collector"], "member": report["index"]} for report in reports]
     return balancer, merge_reports(verified, sent.sent_per_source)
 
 
 def _publisher(address: Address, *, sources: int, rate: float, seconds: float) -> Publisher:
+    from aiolb.errors import ConfigurationError
     from aiolb.publisher import Publisher
 
+    if not (0 <= seconds < math.inf and math.isfinite(rate)):
+        raise ConfigurationError(
+            f"{rate:g} datagrams per second for {seconds:g} seconds cannot be sent", hint="--rate 2000 --seconds 3"
+        )
     return Publisher(address, rate=rate, count=round(rate * seconds), sources=sources, stamp=True)
 
 
@@ -115,12 +144,8 @@ def _group_removed(address: Address, bpffs: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            group = Group.open(address, bpffs=bpffs)
-        except AiolbError:  # the classic balancer pins nothing
-            return
-        group.delete()
-        group.close()
+        with suppress(AiolbError, OSError), closing(Group.open(address, bpffs=bpffs)) as group:
+            group.delete()  # the classic balancer pins nothing: then there is no group
 
 
 def _introduce(balancer: str, address: Address, count: int, publisher: Publisher) -> None:
@@ -166,5 +191,5 @@ def _show(summary: Summary) -> None:
     console.print(table)
     console.print(
         f"sent {summary.sent:,}, received {summary.received:,}, lost {summary.lost:,}, "
-        f"duplicated {summary.duplicated:,}, sources on more than one member {summary.split_sources:,}"
+        f"duplicated {summary.duplicated:,}\nsources on more than one member {summary.split_sources:,}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,15 +17,34 @@ EXIT_ERROR, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 
 class Commands(click.Group):
-    """Tells an AiolbError in one line, with its hint, and turns it into the exit code."""
+    """Tells an AiolbError, or click's own, in one line, with its hint, and turns it into the exit code."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the options that come before the subcommand."""
+        with _errors_told():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand."""
-        try:
+        with _errors_told():
             return super().invoke(ctx)
-        except AiolbError as error:
-            tell(error)
-            ctx.exit(exit_code(error))
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        if error.ctx is None or not error.message or isinstance(error, click.exceptions.NoArgsIsHelpError):
+            raise
+        hint = f"see: {error.ctx.command_path} --help"
+        failure: AiolbError = ConfigurationError(error.format_message().rstrip("."), hint=hint)
+    except AiolbError as error:
+        failure = error
+    else:
+        return
+    tell(failure)
+    raise click.exceptions.Exit(exit_code(failure))
 
 
 def tell(error: AiolbError) -> None:

@@ -18,6 +18,8 @@ LOG_LINE = 1 << 20
 LOG_TAIL = 20
 """Log lines of a member that are kept, to show when it fails."""
 
+_ERROR, _HINT = "aiolb: error: ", "  hint: "
+
 
 class MemberProcess:
     """One ``aiolb serve APP`` in a process of its own; kills it on exit if it still runs.
@@ -54,25 +56,41 @@ class MemberProcess:
     async def _read_log(self) -> None:
         assert self.process.stderr is not None  # noqa: S101 - it is a pipe
         async for line in self.process.stderr:
-            self._tail.append(line.decode(errors="replace"))
-            event = _event(line)
-            if event.get("event") == "ready" and not self._ready.done():
-                self._ready.set_result(event)
+            self._tail.append(line.decode(errors="replace").rstrip("\n"))
+            self.on_event(_event(line))
         if not self._ready.done():
-            self._ready.set_exception(StartError(f"a member did not start:\n{''.join(self._tail).strip()}"))
+            self._ready.set_exception(self._failure("a member did not start"))
+            self._ready.exception()  # nobody need ask: another member may have failed first
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Called for each line of its log; an empty event is a line that is none."""
+        if event.get("event") == "ready" and not self._ready.done():
+            self._ready.set_result(event)
+
+    def _failure(self, what: str) -> StartError:
+        """What it said when it failed, or else the end of its log."""
+        said = [line.removeprefix(_ERROR) for line in self._tail if line.startswith(_ERROR)]
+        if not said:
+            return StartError("\n".join([f"{what}:", *self._tail]))
+        hints = [line.removeprefix(_HINT) for line in self._tail if line.startswith(_HINT)]
+        return StartError(f"{what}: {said[-1]}", hint=hints[-1] if hints else None)
 
     async def ready(self) -> Mapping[str, Any]:
-        """Its log event ``ready``. Raises StartError, with the end of its log, when it ended before that."""
+        """Its log event ``ready``. Raises StartError, with what it said, when it ended before that."""
         return await asyncio.shield(self._ready)
 
     async def stop(self) -> dict[str, Any]:
-        """Stop it gracefully and read its report. Raises StartError, with the end of its log, when it failed."""
+        """Stop it gracefully and read its report. Raises StartError, with what it said, when it failed."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> dict[str, Any]:
+        """Wait for its end and read its report. Raises StartError, with what it said, when it failed."""
         status = await self.process.wait()
         await self._reader
         if status != 0:
-            raise StartError(f"a member ended with status {status}:\n{''.join(self._tail).strip()}")
+            raise self._failure(f"a member ended with status {status}")
         report: dict[str, Any] = json.loads(self._report.read_text())
         return report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -130,19 +132,19 @@ def serve(app: str, binds: tuple[str, ...], log_format: str, log_level: str, **s
     what is still being handled.
     """
     config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
-    from aiolb.application import ImportFailedError, load
+    from aiolb.application import load
+    from aiolb.server import ApplicationError
 
     try:
-        collector = load(app)
-    except ImportFailedError as error:
+        load(app).run(
+            bind=binds,
+            log_format=log_format,
+            log_level=log_level,
+            **{name: getattr(config, name) for name in settings},
+        )
+    except ApplicationError as error:
         _show_users_traceback(error)
         raise
-    collector.run(
-        bind=binds,
-        log_format=log_format,
-        log_level=log_level,
-        **{name: getattr(config, name) for name in settings},
-    )
 
 
 def _show_users_traceback(error: AiolbError) -> None:
@@ -151,11 +153,10 @@ def _show_users_traceback(error: AiolbError) -> None:
     if cause is None:
         return
     trace = traceback.TracebackException.from_exception(cause)
+    ours = (f"{Path(__file__).parent.parent}{os.sep}", importlib.__file__, "<frozen")
     trace.stack = traceback.StackSummary.from_list(
-        [
-            frame
-            for frame in trace.stack
-            if not frame.filename.startswith((str(Path(__file__).parent.parent), "<frozen"))
-        ]
+        [frame for frame in trace.stack if not frame.filename.startswith(ours)]
     )
+    if not trace.stack and not isinstance(cause, SyntaxError):
+        return  # nothing of the user's own, e.g. a class that cannot be made without arguments
     sys.stderr.write("".join(trace.format()))
