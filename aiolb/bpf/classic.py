@@ -19,7 +19,7 @@ _MULTIPLIER = 0x9E3779B1
 # Opcodes of bpf_common.h: class | size or operation | mode or operand.
 _LOAD_WORD, _LOAD_BYTE, _LOAD_CONSTANT = 0x20, 0x30, 0x00
 _STORE, _LOAD_X_MEMORY, _A_TO_X = 0x02, 0x61, 0x07
-_XOR_X, _MULTIPLY, _SHIFT_RIGHT, _MODULO = 0xA8, 0x24, 0x74, 0x94
+_XOR_X, _MULTIPLY, _SHIFT_RIGHT, _MODULO = 0xAC, 0x24, 0x74, 0x94
 _JUMP_IF_EQUAL, _JUMP, _RETURN_A = 0x15, 0x05, 0x16
 
 

@@ -15,7 +15,7 @@ from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
-from aiolb.errors import GroupError, PrivilegeError, UnsupportedError
+from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
 
 FALLBACK_SETTLE = 0.2
 """Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
@@ -117,7 +117,14 @@ def _join_classic(
     _refuse_to_mix(address, options)
     count = options.group.count or 1
     with _bound(address, bind) as sock:
-        syscall.attach_reuseport_classic(sock, classic.program(count, options.group.seed or 0))
+        try:
+            syscall.attach_reuseport_classic(sock, classic.program(count, options.group.seed or 0))
+        except OSError as error:
+            raise KernelError(
+                f"the kernel does not take the classic balancer: {error.strerror}",
+                errno=error.errno,
+                hint="--balancer none leaves it to the kernel's own hash, without affinity of a source",
+            ) from error
     return Joined(sock, UnmanagedPlace(count), "classic", fallback)
 
 
@@ -133,13 +140,33 @@ def _bound(address: Address, bind: Callable[[Address], socket.socket]) -> Iterat
 
 def _refuse_to_mix(address: Address, options: JoinOptions) -> None:
     """A classic program attached to an eBPF group would steer all its members' datagrams elsewhere."""
-    pins = Pins(address, protocol=options.group.protocol, bpffs=options.group.bpffs)
     others = [holder for holder in sockets.holders_of(address) if holder.pid != os.getpid()]
-    if others and pins.folder.exists():
+    if others and _may_be_running(address, options.group, {holder.uid for holder in others}):
         raise GroupError(
             f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
             hint="join it as the user that made it, with CAP_BPF",
         )
+
+
+def _may_be_running(address: Address, options: GroupOptions, users: set[int]) -> bool:
+    """Whether the sockets that these users have on the port may be members of a group; pins alone outlive it."""
+    try:
+        group = Group.open(address, protocol=options.protocol, bpffs=options.bpffs)
+    except GroupNotFoundError:
+        return False
+    except PrivilegeError:
+        # All sockets of a port are one user's: another user's pins are not of these sockets' group.
+        folder = Pins(address, protocol=options.protocol, bpffs=options.bpffs).folder
+        try:
+            return folder.stat().st_uid in users
+        except PermissionError:
+            return True
+    except StartError:
+        return True
+    try:
+        return bool(group.alive())
+    finally:
+        group.close()
 
 
 def wait_for_packets_in_flight() -> None:

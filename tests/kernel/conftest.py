@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import random
 import select
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +124,34 @@ def _compile(missing: Callable[[str], None], *, debug: bool) -> ProgramSpec:
 def program(request: pytest.FixtureRequest) -> ProgramSpec:
     """The balancer from both loaders: the bytecode that the package brings, and what bcc makes of the source."""
     return spec.shipped() if request.param == "shipped" else request.getfixturevalue("compiled")
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., Any]:
+    """Run Python code in a process of its own: ``python(code, *arguments, prefix=[...])`` gives the JSON it prints.
+
+    ``prefix`` is a command that runs it, such as ``unshare --mount``.
+    """
+
+    def run(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Any:
+        command = [*prefix, sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (child.returncode, child.stderr) == (0, ""), child.stderr
+        return json.loads(child.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def powerless(needs: Callable[[str, str], str]) -> list[str]:
+    """The command that runs another one without any capability."""
+    return [needs("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"]
+
+
+@pytest.fixture(scope="session")
+def private_mounts(needs: Callable[[str, str], str]) -> list[str]:
+    """The command that runs another one with mounts of its own."""
+    return [needs("unshare", "util-linux"), "--mount"]
 
 
 class NetworkNamespace:

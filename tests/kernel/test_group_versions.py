@@ -94,15 +94,16 @@ def test_a_pin_that_is_no_map(cluster, bpffs):
 
 
 @pytest.mark.parametrize(
-    ("errno", "kind", "message"),
+    "answer",
     [
         (5, KernelError, "the group in {folder} cannot be opened: .*Input/output error"),
         (13, PrivilegeError, "this user may not open the group in {folder}: Permission denied"),
         (1, PrivilegeError, "this user may not open the group in {folder}: Operation not permitted"),
     ],
 )
-def test_the_kernel_refuses(cluster, bpffs, monkeypatch, errno, kind, message):
+def test_the_kernel_refuses(cluster, bpffs, monkeypatch, answer):
     """What the kernel answers instead of a pinned map becomes an error with the group's folder."""
+    errno, kind, message = answer
 
     def refuse(path):
         raise OSError(errno, os.strerror(errno), path)
