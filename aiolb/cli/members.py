@@ -15,6 +15,8 @@ from aiolb.errors import StartError
 
 LOG_LINE = 1 << 20
 """Bytes that a log line of a member may have."""
+LOG_EVENTS = 1000
+"""Log events of a member that are kept."""
 LOG_TAIL = 20
 """Log lines of a member that are kept, to show when it fails."""
 
@@ -31,7 +33,10 @@ class MemberProcess:
         self._command = ["-m", "aiolb", "serve", *arguments, "--report", str(report), "--log-format", "json"]
         self._report = report
         self._tail: deque[str] = deque(maxlen=LOG_TAIL)
-        self._ready: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._ended = False
+        self._first: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
+        self.events: deque[Mapping[str, Any]] = deque(maxlen=LOG_EVENTS)
+        """Its last log events."""
 
     async def __aenter__(self) -> Self:
         # A session of its own: Ctrl-C is for the command that started it, which then stops it.
@@ -51,21 +56,36 @@ class MemberProcess:
             self.process.kill()
         await self.process.wait()
         await self._reader
-        self._ready.cancel()
 
     async def _read_log(self) -> None:
         assert self.process.stderr is not None  # noqa: S101 - it is a pipe
         async for line in self.process.stderr:
             self._tail.append(line.decode(errors="replace").rstrip("\n"))
-            self.on_event(_event(line))
-        if not self._ready.done():
-            self._ready.set_exception(self._failure("a member did not start"))
-            self._ready.exception()  # nobody need ask: another member may have failed first
+            if event := _event(line):
+                self._happened(event)
+        self._ended = True
+        for future in self._first.values():
+            future.cancel()
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """Called for each line of its log; an empty event is a line that is none."""
-        if event.get("event") == "ready" and not self._ready.done():
-            self._ready.set_result(event)
+    def _happened(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+        future = self._future(str(event.get("event")))
+        if not future.done():
+            future.set_result(event)
+
+    def _future(self, name: str) -> asyncio.Future[Mapping[str, Any]]:
+        if name not in self._first:
+            self._first[name] = asyncio.get_running_loop().create_future()
+        return self._first[name]
+
+    async def event(self, name: str) -> Mapping[str, Any]:
+        """Its first log event of that name, now or later. Raises StartError when it ends without one."""
+        future = self._future(name)
+        if not (self._ended and not future.done()):
+            await asyncio.wait([future])
+        if not future.done() or future.cancelled():
+            raise self._failure(f"a member ended, and never was {name}")
+        return future.result()
 
     def _failure(self, what: str) -> StartError:
         """What it said when it failed, or else the end of its log."""
@@ -77,7 +97,10 @@ class MemberProcess:
 
     async def ready(self) -> Mapping[str, Any]:
         """Its log event ``ready``. Raises StartError, with what it said, when it ended before that."""
-        return await asyncio.shield(self._ready)
+        try:
+            return await self.event("ready")
+        except StartError:
+            raise self._failure("a member did not start") from None
 
     async def stop(self) -> dict[str, Any]:
         """Stop it gracefully and read its report. Raises StartError, with what it said, when it failed."""
