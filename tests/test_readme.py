@@ -70,7 +70,7 @@ class Namespaces:
 
     def __init__(self, folder: Path, holder: subprocess.Popen[bytes]) -> None:
         self._folder = folder
-        self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", f"--wd={folder}", "--"]
+        self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
 
     @contextmanager
     def server(self, command: str) -> Iterator[Server]:
