@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from aiolb.bpf import compiler
+from aiolb.bpf.spec import ProgramSpec
+from aiolb.errors import CompileError
+
 IN_CI = os.environ.get("CI") == "true"
 
 DEADLINE = 10.0
@@ -60,6 +64,26 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def compiled() -> ProgramSpec:
+    """The balancer compiled by bcc now; skips without bcc, and fails in CI."""
+    return _compile(debug=False)
+
+
+@pytest.fixture(scope="session")
+def compiled_debug() -> ProgramSpec:
+    """The same, built so that it traces every decision: another program."""
+    return _compile(debug=True)
+
+
+def _compile(*, debug: bool) -> ProgramSpec:
+    try:
+        return compiler.compile_balancer(debug=debug)
+    except CompileError as error:
+        _missing(str(error))
+        raise
 
 
 def _descriptors() -> dict[str, str]:

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Where distributions keep the real bcc, which virtual environments do not see.
 SYSTEM_PACKAGES = (
@@ -21,10 +22,10 @@ SYSTEM_PACKAGES = (
 )
 
 
-def find_bcc() -> tuple[str | None, str | None]:
+def find_bcc(folders: list[str]) -> tuple[str | None, str | None]:
     """The folder to import the real bcc from, and the path of an unrelated package of that name."""
     unrelated = None
-    for folder in [*SYSTEM_PACKAGES, *sys.path]:
+    for folder in folders:
         package = Path(folder) / "bcc"
         if (package / "libbcc.py").is_file():
             return folder, unrelated
@@ -51,9 +52,12 @@ def compiler_name(bcc: ModuleType) -> str:
     return " ".join(["bcc", str(bcc.__version__), *llvm])
 
 
-def compile_program(request: dict[str, object]) -> dict[str, object]:
-    """Compile ``request['source']`` with ``request['flags']`` and take ``request['function']`` out of it."""
-    folder, unrelated = find_bcc()
+def compile_program(request: dict[str, Any]) -> dict[str, object]:
+    """Compile ``request['source']`` with ``request['flags']`` and take ``request['function']`` out of it.
+
+    bcc is looked for in ``request['folders']``; None: where distributions keep it, and on Python's own path.
+    """
+    folder, unrelated = find_bcc(request["folders"] or [*SYSTEM_PACKAGES, *sys.path])
     if folder is None:
         return {"error": "unrelated" if unrelated else "missing", "detail": unrelated}
     try:

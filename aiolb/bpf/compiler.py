@@ -15,6 +15,9 @@ from aiolb.errors import CompileError
 TIMEOUT = 60
 """Seconds that a compilation may take; measured 0.5."""
 
+BCC_FOLDERS: list[str] | None = None
+"""Where to look for bcc; None: where distributions keep it, and on Python's own path."""
+
 _INSTALL = "apt-get install python3-bpfcc (Debian, Ubuntu) or dnf install python3-bcc (Fedora)"
 
 
@@ -24,7 +27,8 @@ def compile_balancer(*, debug: bool = False) -> ProgramSpec:
     Needs the distribution's bcc, no kernel headers and no privilege. Raises CompileError.
     """
     flags = [f"-I{FOLDER}", *(["-DAIOLB_DEBUG"] if debug else [])]
-    answer = _ask_bcc({"source": (FOLDER / "balancer.c").read_text(), "flags": flags, "function": "balancer"})
+    source = (FOLDER / "balancer.c").read_text()
+    answer = _ask_bcc({"source": source, "flags": flags, "function": "balancer", "folders": BCC_FOLDERS})
     return ProgramSpec(
         base64.b64decode(answer["bytecode"]),
         "aiolb_debug" if debug else "aiolb_compiled",
@@ -36,15 +40,18 @@ def compile_balancer(*, debug: bool = False) -> ProgramSpec:
 def _ask_bcc(request: dict[str, object]) -> dict[str, str]:
     # bcc takes this for a kernel's source tree; include/ holds the few headers that it asks for.
     environment = {**os.environ, "BCC_KERNEL_SOURCE": str(FOLDER)}
-    child = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-I", str(Path(__file__).with_name("bcc_child.py"))],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env=environment,
-        check=False,
-    )
+    try:
+        child = subprocess.run(  # noqa: S603 - our own script
+            [sys.executable, "-I", str(Path(__file__).with_name("bcc_child.py"))],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"bcc was not done after {TIMEOUT:g} s") from None
     try:
         answer: dict[str, str] = json.loads(child.stdout)
     except ValueError:

@@ -23,10 +23,9 @@ import pytest
 
 from aiolb import sockets
 from aiolb.address import Address, IPAddress, canonical
-from aiolb.bpf import compiler, hashing, probe, spec, syscall
+from aiolb.bpf import hashing, probe, spec, syscall
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
 from aiolb.bpf.spec import ProgramSpec
-from aiolb.errors import CompileError
 
 HERE = Path(__file__).parent
 SEED = 0x0123456789ABCDEF_FEDCBA9876543210
@@ -98,26 +97,6 @@ def _has_live_member(folder: Path) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-@pytest.fixture(scope="session")
-def compiled(missing: Callable[[str], None]) -> ProgramSpec:
-    """The balancer compiled by bcc now; skips without bcc, and fails in CI."""
-    return _compile(missing, debug=False)
-
-
-@pytest.fixture(scope="session")
-def compiled_debug(missing: Callable[[str], None]) -> ProgramSpec:
-    """The same, built so that it traces every decision: another program."""
-    return _compile(missing, debug=True)
-
-
-def _compile(missing: Callable[[str], None], *, debug: bool) -> ProgramSpec:
-    try:
-        return compiler.compile_balancer(debug=debug)
-    except CompileError as error:
-        missing(str(error))
-        raise
 
 
 @pytest.fixture(params=["shipped", "bcc"])

@@ -1,0 +1,86 @@
+"""abi.py mirrors balancer.h: the same constants, and the same fields in the same order and sizes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from aiolb.bpf import abi
+from aiolb.bpf.spec import FOLDER
+
+HEADER = re.sub(r"/\*.*?\*/", "", (FOLDER / "balancer.h").read_text(), flags=re.DOTALL)
+FORMATS = {"u32": "I", "u64": "Q"}
+STRUCTS = {
+    "config": abi.Config,
+    "member": abi.Member,
+    "member_stats": abi.MemberStats,
+    "group_stats": abi.GroupStats,
+}
+
+
+def defines():
+    """The constants of the header."""
+    return {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)", HEADER)}
+
+
+def structs():
+    """The structs of the header: their fields in order, arrays flattened."""
+    return {
+        name: [
+            (kind, field)
+            for kind, field, length in re.findall(r"(u32|u64) (\w+)(?:\[(\d+)\])?;", body)
+            for _ in range(int(length or 1))
+        ]
+        for name, body in re.findall(r"struct (\w+) \{(.*?)\};", HEADER, flags=re.DOTALL)
+    }
+
+
+def test_constants():
+    """Every constant of the header has the same value in abi.py."""
+    maps = {f"MAP_{spec.pin.upper()}": spec.placeholder for spec in abi.MAPS if spec.placeholder}
+    others = {name: getattr(abi, name) for name in defines() if not name.startswith("MAP_")}
+    assert defines() == maps | others
+    assert {"LAYOUT_VERSION", "SLOT_COUNT", "MAX_MEMBERS", "FLAG_STRICT"} <= others.keys()
+
+
+def test_every_struct_is_mirrored():
+    """The header has no struct that abi.py lacks."""
+    assert structs().keys() == STRUCTS.keys()
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_fields(name):
+    """A struct has the header's fields, in its order, with its sizes and without padding."""
+    found, layout = structs()[name], STRUCTS[name]
+    assert layout.STRUCT.format == "=" + "".join(FORMATS[kind] for kind, _ in found)
+    mirrored = ["seed" if field.name in ("seed_low", "seed_high") else field.name for field in fields(layout)]
+    assert mirrored == [field for _, field in found]
+    # In C, with its alignment, it is as long: so no padding hides between the fields.
+    assert layout.STRUCT.size % 8 == 0
+    offset = 0
+    for kind, _ in found:
+        size = {"u32": 4, "u64": 8}[kind]
+        assert offset % size == 0
+        offset += size
+
+
+@pytest.mark.parametrize("layout", STRUCTS.values())
+def test_round_trip(layout):
+    """What is packed is unpacked again, also from a longer map value."""
+    value = layout(*range(1, len(fields(layout)) + 1))
+    assert layout.unpack(value.pack()) == value == layout.unpack(value.pack() + b"more")
+
+
+def test_seed_and_strict():
+    """The seed is put together of its two halves, and strict is a flag."""
+    config = abi.Config(1, 1, abi.FLAG_STRICT, 0, 2, 3, 0, 0)
+    assert (config.seed, config.strict) == (3 << 64 | 2, True)
+
+
+def test_names_fit():
+    """The kernel takes map names of up to 15 characters; the sockarray has the name that operators know."""
+    assert all(len(spec.name_for(protocol)) <= 15 for spec in abi.MAPS for protocol in ("udp", "tcp"))
+    assert abi.MAPS[0].name_for("udp") == "udp_balancing_t"
+    assert abi.MAPS[0].name_for("tcp") == "tcp_balancing_t"
