@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 from enum import Enum
@@ -81,7 +80,7 @@ def packets_in_flight() -> Finding:
 
 def _finding(error: Exception) -> Finding:
     hint = getattr(error, "hint", None)
-    if isinstance(error, PrivilegeError) or getattr(error, "errno", None) in (errno.EPERM, errno.EACCES):
+    if isinstance(error, PrivilegeError):
         # EPERM comes before the kernel looks at the program: what it can do stays unknown.
         return Finding(Support.UNKNOWN, str(error), hint)
     return Finding(Support.NO, str(error), hint)

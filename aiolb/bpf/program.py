@@ -39,7 +39,8 @@ def relocate(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
 def load(spec: ProgramSpec, descriptors: Mapping[int, int]) -> int:
     """Load a program over its maps and return its descriptor; the caller closes it.
 
-    ``descriptors`` maps placeholders to map descriptors. Raises PrivilegeError, UnsupportedError, VerifierError.
+    ``descriptors`` maps placeholders to map descriptors. Raises PrivilegeError, UnsupportedError,
+    VerifierError, KernelError.
     """
     instructions = relocate(spec.instructions, descriptors)
     try:
@@ -49,17 +50,20 @@ def load(spec: ProgramSpec, descriptors: Mapping[int, int]) -> int:
 
 
 def _explain(error: OSError, instructions: bytes, name: str) -> KernelError:
+    # EACCES comes from the verifier too: only where it has nothing to say, it is a matter of privilege.
+    log = syscall.prog_verify(syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=name)
+    reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
+    if reasons:
+        return VerifierError(f"the verifier refused the program: {reasons[-1]}", log=log, errno=error.errno)
     if (refused := privilege_error(error)) is not None:
         return refused
-    log = syscall.prog_verify(syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=name)
-    if not log:
+    if error.errno == errno.EINVAL:
         return UnsupportedError(
             f"this kernel has no SK_REUSEPORT programs ({error.strerror})",
             errno=error.errno,
             hint="Linux 5.8 or newer has; --balancer classic runs without",
         )
-    reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
-    return VerifierError(f"the verifier refused the program: {reasons[-1]}", log=log, errno=error.errno)
+    return KernelError(f"the program cannot be loaded: {error.strerror}", errno=error.errno)
 
 
 def privilege_error(error: OSError) -> KernelError | None:

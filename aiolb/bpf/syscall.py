@@ -38,6 +38,7 @@ _SO_ATTACH_REUSEPORT_EBPF = 52
 _MOUNT_FLAGS = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC, as systemd mounts it
 
 _LOG_SIZE = 1 << 20
+_LOAD_ATTEMPTS = 5
 
 
 def _syscall(which: int, name: str, *arguments: object) -> int:
@@ -155,6 +156,13 @@ def _prog_load(
         0,
         _name(name),
     )
+    for _ in range(_LOAD_ATTEMPTS - 1):
+        try:
+            return _bpf(_PROG_LOAD, "BPF_PROG_LOAD", attributes)
+        except BlockingIOError:
+            # The verifier gives up when a signal arrives; the signal has been taken by now.
+            # Linux kernel commit c3494801cd17 ("bpf: check pending signals while verifying programs")
+            continue
     return _bpf(_PROG_LOAD, "BPF_PROG_LOAD", attributes)
 
 

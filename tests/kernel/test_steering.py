@@ -271,6 +271,12 @@ def test_without_privilege(python, powerless, bpffs):
     assert list(bpffs.glob("aiolb")) == []
 
 
+def test_with_one_capability(python, needs, bpffs):
+    """CAP_BPF is all that the eBPF balancer asks for."""
+    prefix = [needs("setpriv", "util-linux"), "--bounding-set=-all,+bpf", "--inh-caps=-all"]
+    assert python(JOIN, "ebpf", bpffs, 0, 0, prefix=prefix) == {"balancer": "ebpf", "mounted": True}
+
+
 @pytest.mark.parametrize(("balancer", "joined"), [("ebpf", {}), ("auto", {"balancer": "classic", "mounted": True})])
 def test_another_user(python, bpffs, balancer, joined):
     """A user who may not write to bpffs is told so, and is served by the classic balancer."""
