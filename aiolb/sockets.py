@@ -8,9 +8,9 @@ import pwd
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from aiolb.address import Address, canonical, split_host_port
@@ -54,11 +54,14 @@ class Holder:
 def resolve(text: str) -> Address:
     """Read ``HOST:PORT``; a name is resolved (getaddrinfo(3), first answer). Raises ConfigurationError."""
     host, port = split_host_port(text)
+    with suppress(ValueError):  # getaddrinfo(3) would lose the interface of fe80::1%eth0
+        return Address(str(canonical(ip_address(host))), port)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name has such a part"
         raise ConfigurationError(
-            f"{host!r} in {text!r} is neither an IP address nor a known name: {error.strerror}",
+            f"{host!r} in {text!r} is neither an IP address nor a known name: {reason}",
             hint="e.g. 127.0.0.1:10001 or [::1]:10001",
         ) from error
     return Address(str(canonical(ip_address(str(found[0][4][0])))), port)
@@ -78,7 +81,7 @@ def bind_reuseport(address: Address) -> socket.socket:
     sock = _udp_socket(address)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((address.host, address.port))
+        sock.bind(_sockaddr(address))
     except OSError as error:
         sock.close()
         raise _bind_error(address, error) from error
@@ -97,7 +100,7 @@ def reserved_port(address: Address) -> Iterator[Address]:
         return
     with _udp_socket(address) as probe:
         try:
-            probe.bind((address.host, 0))
+            probe.bind(_sockaddr(address))
         except OSError as error:
             raise _bind_error(address, error) from error
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -111,13 +114,22 @@ def _udp_socket(address: Address) -> socket.socket:
     return sock
 
 
+def _sockaddr(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What bind(2) takes; Python would forget the interface of fe80::1%eth0 in a pair."""
+    ip = address.ip
+    if isinstance(ip, IPv4Address) or ip.scope_id is None:
+        return address.host, address.port
+    interface = int(ip.scope_id) if ip.scope_id.isdigit() else socket.if_nametoindex(ip.scope_id)
+    return address.host, address.port, 0, interface
+
+
 def _bind_error(address: Address, error: OSError) -> KernelError:
     if error.errno != errno.EADDRINUSE:
         hint = {
             errno.EADDRNOTAVAIL: "use an address of this machine (ip address), or 0.0.0.0 for all",
             errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
         }.get(error.errno or 0)
-        return KernelError(f"cannot bind {address}: {error.strerror}", errno=error.errno, hint=hint)
+        return KernelError(f"cannot bind {address}: {error.strerror or error}", errno=error.errno, hint=hint)
     holders = holders_of(address)
     who = f" ({'; '.join(map(str, holders))})" if holders else ""
     if any(holder.uid != os.geteuid() for holder in holders):
@@ -133,7 +145,7 @@ def holders_of(address: Address) -> list[Holder]:
     """The UDP sockets of this network namespace that would take datagrams for ``address`` (/proc/net/udp)."""
     found = {}
     for table, size in (("udp", 4), ("udp6", 16)):
-        for line in _lines(f"/proc/self/net/{table}"):
+        for line in _lines(f"/proc/thread-self/net/{table}"):
             fields = line.split()
             host, port = fields[1].split(":")
             if int(port, 16) == address.port and _overlaps(_from_proc(host, size), address):
@@ -145,7 +157,7 @@ def holders_of(address: Address) -> list[Holder]:
 def _overlaps(host: bytes, address: Address) -> bool:
     ip = canonical(ip_address(host))
     wildcard = ip.is_unspecified or address.ip.is_unspecified
-    return wildcard or ip == address.ip
+    return wildcard or ip.packed == address.ip.packed
 
 
 def _from_proc(text: str, size: int) -> bytes:
@@ -164,14 +176,20 @@ def _lines(path: str) -> list[str]:
 def _pids_by_inode(inodes: set[str]) -> dict[str, int]:
     """Which process has which socket open, as far as this user may see."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    found = {}
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            inode = wanted.get(str(descriptor.readlink()))
-        except OSError:  # another user's process, or gone meanwhile
-            continue
-        if inode is not None:
-            found[inode] = int(descriptor.parts[2])
+    return {
+        wanted[name]: int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        for name in _open_files(process)
+        if name in wanted
+    }
+
+
+def _open_files(process: Path) -> list[str]:
+    found = []
+    with suppress(OSError):  # another user's process, or gone meanwhile
+        for descriptor in (process / "fd").iterdir():
+            with suppress(OSError):
+                found.append(str(descriptor.readlink()))
     return found
 
 
