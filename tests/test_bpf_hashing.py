@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolb.bpf import hashing
-from aiolb.bpf.abi import MAX_TRIES, SLOT_COUNT
+from aiolb.bpf.abi import MAX_NEIGHBOURS, MAX_TRIES, SLOT_COUNT
 
 KEY = int.from_bytes(bytes(range(16)), "little")
 
@@ -116,10 +116,12 @@ def test_only_the_dead_move(ip, seed, count, data):
     assert hashing.choose(seed, ip, slots, count, alive - {dead}).member == before
 
 
-def test_looks_at_every_member_in_turn():
-    """Behind the tries by hash each member is looked at once, from one that the hash names."""
+def test_looks_at_members_in_turn():
+    """Behind the tries by hash come members in turn, from one that the hash names, and the newest last."""
     slots = [0] * SLOT_COUNT
-    order = list(hashing._order_of_tries(7, slots, 5))
+    order = list(hashing._order_of_tries(7, slots, 5, newest=3))
     assert order[:MAX_TRIES] == [0] * MAX_TRIES
-    turn = order[MAX_TRIES:]
+    *turn, newest = order[MAX_TRIES:]
     assert turn == [(turn[0] + step) % 5 for step in range(5)]
+    assert newest == 3
+    assert len(list(hashing._order_of_tries(7, slots, 1024, newest=0))) == MAX_TRIES + MAX_NEIGHBOURS + 1

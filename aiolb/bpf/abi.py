@@ -14,6 +14,7 @@ LAYOUT_VERSION = 1
 SLOT_COUNT = 16384
 MAX_MEMBERS = 1024
 MAX_TRIES = 16
+MAX_NEIGHBOURS = 64
 
 FLAG_STRICT = 1
 
@@ -65,7 +66,7 @@ class Config(Layout):
     layout: int
     count: int
     flags: int
-    reserved: int
+    newest: int
     seed_low: int
     seed_high: int
     program: int

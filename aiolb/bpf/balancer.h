@@ -7,7 +7,8 @@
 #define LAYOUT_VERSION 1	/* first word of `config`; changes whenever a layout below does */
 #define SLOT_COUNT 16384	/* hash slots; a power of two */
 #define MAX_MEMBERS 1024	/* places in a group */
-#define MAX_TRIES 16		/* slots tried by hash before every member is looked at in turn */
+#define MAX_TRIES 16		/* slots tried by hash */
+#define MAX_NEIGHBOURS 64	/* members tried in turn after that: all of a group of up to 64 */
 
 #define FLAG_STRICT 1		/* drop when no member is alive, instead of leaving it to the kernel */
 
@@ -24,7 +25,7 @@ struct config {
 	u32 layout;		/* LAYOUT_VERSION */
 	u32 count;		/* members of the group, 1 … MAX_MEMBERS */
 	u32 flags;		/* FLAG_… */
-	u32 reserved;		/* 0 */
+	u32 newest;		/* member that joined last: tried when the tries below found nobody */
 	u64 seed[2];		/* key of the hash: low and high 64 bits */
 	u64 program;		/* first 8 bytes of SHA-256 of the attached bytecode; user space only */
 	u64 created_ns;		/* CLOCK_REALTIME of the group's creation; user space only */

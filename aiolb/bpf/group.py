@@ -274,6 +274,7 @@ class Group:
                     f"the socket cannot join the group at {self.address}: {error}", errno=error.errno
                 ) from error
             # The new member first, its slots after it: its sources move once, and straight to it.
+            self._write_config(newest=index)
             if count is not None:
                 self._resize(count)
             return Membership(self, index, cookie)
@@ -308,7 +309,7 @@ class Group:
     def locate(self, source: IPAddress) -> int | None:
         """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive."""
         config = self.config
-        return hashing.choose(config.seed, source, self.slots, config.count, self.alive()).member
+        return hashing.choose(config.seed, source, self.slots, config.count, self.alive(), config.newest).member
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""
@@ -376,7 +377,7 @@ def _fill(maps: Maps, options: GroupOptions, digest: int) -> None:
         layout=abi.LAYOUT_VERSION,
         count=count,
         flags=abi.FLAG_STRICT if options.strict else 0,
-        reserved=0,
+        newest=0,
         seed_low=seed & (1 << 64) - 1,
         seed_high=seed >> 64,
         program=digest,

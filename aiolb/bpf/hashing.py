@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from aiolb.bpf.abi import MAX_TRIES, SLOT_COUNT
+from aiolb.bpf.abi import MAX_NEIGHBOURS, MAX_TRIES, SLOT_COUNT
 
 _MASK = (1 << 64) - 1
 
@@ -36,25 +36,28 @@ def choose(
     slots: Sequence[int],
     count: int,
     alive: Collection[int],
+    newest: int = 0,
 ) -> Choice:
     """The member that the kernel's program selects for a source, given who is alive.
 
-    ``slots`` is the slot table and ``count`` the group's number of members.
+    ``slots`` is the slot table, ``count`` the group's number of members, and ``newest`` the one that joined last.
     """
     value = siphash13(seed, key_of(ip))
-    for member in _order_of_tries(value, slots, count):
+    for member in _order_of_tries(value, slots, count, newest):
         if member in alive:
             return Choice(value % SLOT_COUNT, member)
     return Choice(value % SLOT_COUNT, None)
 
 
-def _order_of_tries(value: int, slots: Sequence[int], count: int) -> Iterator[int]:
+def _order_of_tries(value: int, slots: Sequence[int], count: int, newest: int) -> Iterator[int]:
     for _ in range(MAX_TRIES):
         yield slots[value % SLOT_COUNT]
         value = rehash(value)
-    start = (value & 0xFFFFFFFF) % count
-    for step in range(count):
-        yield (start + step) % count
+    start = value & 0xFFFFFFFF
+    for step in range(min(count, MAX_NEIGHBOURS)):
+        yield ((start + step) & 0xFFFFFFFF) % count
+    if newest < count:
+        yield newest
 
 
 def rehash(value: int) -> int:

@@ -303,7 +303,10 @@ class Cluster:
     def predict(self, sources: Iterable[IPAddress], alive: Iterable[int]) -> dict[IPAddress, int | None]:
         """What the pure twin says about each source."""
         config, slots, living = self.group.config, self.group.slots, set(alive)
-        return {source: hashing.choose(config.seed, source, slots, config.count, living).member for source in sources}
+        return {
+            source: hashing.choose(config.seed, source, slots, config.count, living, config.newest).member
+            for source in sources
+        }
 
     @property
     def statistics(self) -> GroupStatistics:

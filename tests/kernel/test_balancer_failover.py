@@ -81,14 +81,25 @@ def test_one_of_thirty_two_is_left(cluster, sources_v4, survivor):
     assert (found.unsteered, found.dropped) == (0, 0)
 
 
-@pytest.mark.parametrize("members", [{1023}, {0}, {5, 700, 1022}])
-def test_few_of_a_thousand_are_left(cluster, sources_v4, members):
-    """In a group of 1,024 with one or three alive, every source goes where the pure twin says."""
-    group, sources = cluster(1024, members=members), sources_v4(1_000)
+@pytest.mark.parametrize(("count", "members"), [(1024, [1023]), (1024, [0]), (1024, [5, 700, 1022]), (64, [5, 40])])
+def test_few_have_joined_yet(cluster, sources_v4, count, members):
+    """In a group where one to three of very many members have joined, every source goes where the pure twin says."""
+    group, sources = cluster(count, members=members), sources_v4(1_000)
     received = group.route(sources)
-    assert received == group.predict(sources, members)
-    assert set(received.values()) == members
+    assert received == group.predict(sources, set(members))
+    assert set(received.values()) == set(members)
     assert group.statistics.unsteered == 0
+
+
+def test_few_of_a_thousand_are_left(cluster, sources_v4):
+    """When most of 1,024 members died, the newest among them, the kernel chooses where no try finds a live one."""
+    group, sources = cluster(1024, members=[5, 700, 1023]), sources_v4(1_000)
+    group.kill(1023)
+    received, predicted = group.route(sources), group.predict(sources, {5, 700})
+    found = {source: member for source, member in predicted.items() if member is not None}
+    assert {source: received[source] for source in found} == found
+    assert set(received.values()) == {5, 700}
+    assert group.statistics.unsteered == len(sources) - len(found) > 0
 
 
 def test_nobody_is_alive(cluster, sources_v4):
