@@ -116,12 +116,12 @@ def test_two_ports_are_two_groups(cluster, sources_v4):
     assert [sum(m.packets for m in group.statistics.members) for group in (first, second)] == [300, 300]
 
 
-def test_two_addresses_are_two_groups(cluster, sources_v4):
+def test_two_addresses_are_two_groups(netns, cluster, sources_v4):
     """The same port on another address is another group."""
-    first, sources = cluster(2, host="127.0.0.1"), sources_v4(300)
-    second = cluster(3, host="127.0.0.2", port=first.address.port)
-    first.route(sources)
-    second.route(sources)
+    first, sources = netns.call(cluster, 2, host="127.0.0.1"), sources_v4(300)
+    second = netns.call(cluster, 3, host="127.0.0.2", port=first.address.port)
+    for group in (first, second):
+        netns.call(group.route, sources)
     assert [sum(m.packets for m in group.statistics.members) for group in (first, second)] == [300, 300]
 
 
