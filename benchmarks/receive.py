@@ -118,7 +118,16 @@ def show(runs: dict[str, list[dict[str, Any]]]) -> None:
         ratio = Spread.of(cost / other for cost, other in zip(costs, base, strict=True)).median
         share, drops = min(run["cpu_share"] for run in results), min(run["drops"] for run in results)
         faults = Spread.of(run["page_faults"] for run in results).median
-        table.add_row(name, *Spread.of(costs).text(2), f"x {ratio:.2f}", f"{share:.0%}", f"{drops:,}", f"{faults:.2f}")
+        cost = Spread.of(costs)
+        table.add_row(
+            name,
+            f"{cost.median:.2f}",
+            f"{cost.low:.1f}-{cost.high:.1f}",
+            f"x {ratio:.2f}",
+            f"{share:.0%}",
+            f"{drops:,}",
+            f"{faults:.1f}",
+        )
     console.print(table)
     console.print(NOTES, soft_wrap=True)
     for name, results in runs.items():
