@@ -158,8 +158,10 @@ class Listener:
     async def close(self) -> int:
         """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned.
 
-        What still waits in the kernel's queue counts among them.
+        What still waits in the kernel's queue counts among them. Idempotent.
         """
+        if self._sock.fileno() < 0:
+            return 0
         abandoned = self.protocol.stop()
         sockets.refuse_datagrams(self._sock)
         while given_up := self.transport.receive_now():

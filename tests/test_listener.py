@@ -1,0 +1,203 @@
+"""One socket of a member: what it says of its group and of the kernel, and how it is opened and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+import structlog.testing
+
+from aiolb import Collector, listener, logs, sockets
+from aiolb.address import Address
+from aiolb.bpf.steering import Joined
+from aiolb.config import ServeConfig
+from aiolb.errors import PrivilegeError
+from aiolb.listener import DROPS_LOG_INTERVAL, Listener
+
+LOCAL = Address("127.0.0.1", 0)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+class _FakePlace:
+    """A place in a group whose fate the test decides."""
+
+    def __init__(self):
+        self.count = 3
+        self.displaced = False
+        self.calls = []
+
+    def leave(self):
+        self.calls.append("leave")
+        return True
+
+    def close(self, *, forget=False):
+        self.calls.append(("close", forget))
+
+
+class Discard(Collector):
+    """Counts."""
+
+    async def handle(self, datagram, addr):
+        """Do nothing."""
+
+
+@pytest.fixture
+def place():
+    """The place of the listener."""
+    return _FakePlace()
+
+
+@pytest.fixture
+def logged():
+    """The log events of the test."""
+    with structlog.testing.capture_logs() as events:
+        yield events
+
+
+@contextlib.asynccontextmanager
+async def listening(place, *, fallback=None, forget=False, rcvbuf=8192, read=True):
+    """A listener on a socket of its own; with ``read=False`` it leaves datagrams in the queue."""
+    sock = sockets.bind_reuseport(LOCAL)
+    sockets.set_receive_buffer(sock, 8192)
+    address = Address(*sock.getsockname())
+    joined = Joined(sock, place, "ebpf" if fallback is None else "classic", fallback)
+    made = Listener(address, joined, Discard(), ServeConfig(bind=(address,), rcvbuf=rcvbuf), forget=forget)
+    if not read:
+        made.transport.pause_reading()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def flood(address, number):
+    """Send that many datagrams."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        for _ in range(number):
+            sock.sendto(b"x", (address.host, address.port))
+
+
+async def test_joining_without_remarks(place, logged):
+    """Where everything is as wanted, nothing is logged."""
+    async with listening(place):
+        pass
+    assert logged == []
+
+
+async def test_fallback_is_a_warning(place, logged):
+    """The classic balancer in the place of the eBPF one is a warning that says why and what is missing."""
+    async with listening(place, fallback=PrivilegeError("not allowed", hint="as root")):
+        pass
+    (event,) = logged
+    assert (event["event"], event["log_level"], event["balancer"]) == ("balancer_fallback", "warning", "classic")
+    assert (event["reason"], event["hint"]) == ("not allowed", "as root")
+    assert "no failover" in event["missing"]
+
+
+async def test_capped_receive_buffer(place, logged):
+    """A receive buffer that is smaller than wanted is a warning with both sizes and the sysctl."""
+    async with listening(place, rcvbuf=9000):
+        pass
+    (event,) = logged
+    assert (event["event"], event["log_level"]) == ("receive_buffer_capped", "warning")
+    assert (event["wanted"], event["given"]) == (9000, 8192)
+    assert event["hint"] == "as root: sysctl -w net.core.rmem_max=9000"
+
+
+async def test_count_changes(place, logged):
+    """Another count of the group is logged once, and every later log line carries it."""
+    member = {"count": 3}
+    logs.MEMBER.set(member)
+    async with listening(place) as made:
+        assert (made.watch(0), made.count) == (False, 3)
+        place.count = 5
+        assert (made.watch(0.25), made.watch(0.5), made.count) == (False, False, 5)
+    (event,) = logged
+    assert (event["event"], event["before"], event["now"]) == ("count_changed", 3, 5)
+    assert member["count"] == 5
+
+
+async def test_displaced(place):
+    """The listener says when its place was taken over."""
+    async with listening(place) as made:
+        assert not made.watch(0)
+        place.displaced = True
+        assert made.watch(0.25)
+
+
+async def test_drops_are_logged_now_and_then(place, logged):
+    """Drops are logged when they are first seen, then once per interval, and at the end what is left."""
+    async with listening(place, read=False) as made:
+        made.watch(100.0)
+        assert logged == []
+        drops = []
+        for now in (100.25, 100.5, 100.25 + DROPS_LOG_INTERVAL, 100.5 + DROPS_LOG_INTERVAL):
+            flood(made.address, 200)
+            made.watch(now)
+            drops.append(made.memory().drops)
+    assert [event["total"] for event in logged] == [drops[0], drops[2], drops[3]]
+    assert [event["packets"] for event in logged] == [drops[0], drops[2] - drops[0], drops[3] - drops[2]]
+    assert {event["event"] for event in logged} == {"kernel_drops"}
+
+
+async def test_leaving_twice(place):
+    """A place is left once."""
+    async with listening(place) as made:
+        made.leave()
+        made.leave()
+    assert place.calls == ["leave", ("close", False)]
+
+
+async def test_forgetting(place):
+    """Whether the group is to be forgotten is passed on at the end."""
+    async with listening(place, forget=True):
+        pass
+    assert place.calls == [("close", True)]
+
+
+async def test_statistics_after_the_end(place):
+    """The counters stay what they were when the socket was closed."""
+    async with listening(place) as made:
+        flood(made.address, 10)
+        made.leave()
+        await made.drain()
+    statistics = made.statistics()
+    assert (statistics.received, statistics.handled, statistics.kernel_drops) == (10, 10, 0)
+    assert statistics.bind == str(made.address)
+
+
+async def test_closing_counts_what_is_left(place):
+    """What was still in the kernel's queue at the close was abandoned."""
+    async with listening(place, read=False) as made:
+        flood(made.address, 5)
+        assert await made.close() == 5
+    assert made.statistics().abandoned == 5
+
+
+async def test_open(logged):
+    """A listener binds the free port that the kernel chooses and closes it again."""
+    config = ServeConfig(bind=(LOCAL,), balancer="none", rcvbuf=8192)
+    made = Listener.open(LOCAL, Discard(), config)
+    assert made.address.port
+    assert (made.balancer, made.count) == ("none", 1)
+    await made.close()
+    assert not sockets.holders_of(made.address)
+    assert logged == []
+
+
+async def test_a_failure_after_joining_lets_the_socket_go(monkeypatch):
+    """When the transport cannot be made, the socket and the place are given back."""
+    bound = []
+
+    def fail(_loop, sock, _factory):
+        bound.append(sock)
+        raise RuntimeError("no transport")
+
+    monkeypatch.setattr(listener, "create_transport", fail)
+    assert asyncio.get_running_loop()
+    with pytest.raises(RuntimeError, match="no transport"):
+        Listener.open(LOCAL, Discard(), ServeConfig(bind=(LOCAL,), balancer="none"))
+    assert [sock.fileno() for sock in bound] == [-1]
