@@ -56,8 +56,8 @@ class Server:
         """
         logs.MEMBER.set(self._member)
         with signals.captured(self._signalled):
-            await _run_until(self._stopping, self.start())
             try:
+                await _run_until(self._stopping, self.start())
                 await _run_until(self._stopping, self._watch())
             finally:
                 await self.stop()
@@ -87,6 +87,7 @@ class Server:
             for address in self.config.bind:
                 self.listeners.append(Listener.open(address, self._application, self.config))
         except BaseException:
+            self._stopped = True
             await self._leave()
             raise
         first = self.listeners[0]
@@ -193,5 +194,7 @@ async def _run_until(event: asyncio.Event, work: Awaitable[Any], *, seconds: flo
     finally:
         waiting.cancel()
         working.cancel()
+        # Also when we were cancelled ourselves: the work has ended when this returns.
+        await asyncio.wait({working})
     with suppress(asyncio.CancelledError):
-        await working
+        working.result()
