@@ -1,0 +1,117 @@
+"""Signals: caught for a time, restored, and passed on to those who had asked for them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+
+import pytest
+
+from aiolb import loops, signals
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request):
+    """Run a coroutine on each event loop."""
+
+    def runner(coroutine):
+        with loops.runner(request.param) as loop_runner:
+            return loop_runner.run(asyncio.wait_for(coroutine, 10))
+
+    return runner
+
+
+@pytest.fixture
+def users():
+    """A handler of the user's for SIGTERM; the numbers that it got."""
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: got.append(number))
+    yield got
+    signal.signal(signal.SIGTERM, before)
+
+
+async def caught_of(*numbers, among=signals.STOP_SIGNALS):
+    """Raise the signals inside of a block; those that the callback got."""
+    got = []
+    with signals.captured(got.append, among):
+        for sent, number in enumerate(numbers, 1):
+            signal.raise_signal(number)
+            while len(got) < sent:
+                await asyncio.sleep(0)
+    return got
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_caught(run, number):
+    """Both signals reach the callback, and what was there before is back afterwards."""
+    before = signal.getsignal(number)
+    assert run(caught_of(number)) == [number]
+    assert signal.getsignal(number) is before
+
+
+def test_others_when_asked(run):
+    """Other signals are caught when they are named."""
+    assert run(caught_of(signal.SIGHUP, among=(signal.SIGHUP,))) == [signal.SIGHUP]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_passed_on(run, users):
+    """A handler that the user had installed gets the signal afterwards, once, and is installed again."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    async def live():
+        assert await caught_of(signal.SIGTERM, signal.SIGTERM) == [signal.SIGTERM] * 2
+
+    run(live())
+    assert users == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_nothing_is_passed_on_without_a_signal(run, users):
+    """Where no signal came, none is passed on."""
+
+    async def live():
+        with signals.captured(lambda _: None):
+            pass
+
+    run(live())
+    assert users == []
+
+
+def test_sigint_is_not_passed_to_the_runner(run):
+    """The handler of asyncio's runner does not get SIGINT: the stop was graceful."""
+
+    async def live():
+        await caught_of(signal.SIGINT)
+        await asyncio.sleep(0)
+        return "not interrupted"
+
+    assert run(live()) == "not interrupted"
+
+
+def test_restored_after_an_exception(run):
+    """An exception in the block restores the handlers too."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def live():
+        with signals.captured(lambda _: None):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(live())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_of_the_main_thread(run):
+    """In another thread, which Python sends no signals, nothing is changed."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    async def live():
+        with signals.captured(lambda _: None):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=lambda: run(live()))
+    thread.start()
+    thread.join()
+    assert seen == [before]
