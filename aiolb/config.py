@@ -61,6 +61,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _check_addresses(self.bind)
         _check_members(self.index, self.count)
+        if self.seed is not None and not 0 <= self.seed < 1 << 128:
+            raise ConfigurationError(f"a seed is a number from 0 to 2^128 - 1, not {self.seed}")
         _check_range("graceful timeout", self.graceful_timeout, 0, 86_400, "seconds")
         _check_range("receive buffer", self.rcvbuf, 1, MAX_RCVBUF, "bytes")
         _check_range("concurrency", self.concurrency, 1, 1 << 20, "handlers")

@@ -37,7 +37,7 @@ async def caught_of(*numbers, among=signals.STOP_SIGNALS):
     with signals.captured(got.append, among):
         for sent, number in enumerate(numbers, 1):
             signal.raise_signal(number)
-            while len(got) < sent:
+            while len(got) < sent:  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0)
     return got
 

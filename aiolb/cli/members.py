@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,8 +54,7 @@ class MemberProcess:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
+        self._signal(signal.SIGKILL)
         await self.process.wait()
         await self._reader
 
@@ -104,9 +105,15 @@ class MemberProcess:
 
     async def stop(self) -> dict[str, Any]:
         """Stop it gracefully and read its report. Raises StartError, with what it said, when it failed."""
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         return await self.ended()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Not Process.send_signal(): it looks whether the process is dead, and then the loop, which waits for that
+        # too, is told nothing but status 255 (Popen.send_signal() and asyncio.ThreadedChildWatcher).
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     async def ended(self) -> dict[str, Any]:
         """Wait for its end and read its report. Raises StartError, with what it said, when it failed."""
