@@ -152,12 +152,12 @@ def _introduce(balancer: str, address: Address, count: int, publisher: Publisher
     config = publisher.config
     if balancer == "classic":
         click.echo(
-            "Without CAP_BPF and a BPF file system the classic balancer steers: affinity, but no failover,\n"
-            "slots, takeover or statistics. As root the eBPF balancer would."
+            "Without CAP_BPF and a BPF file system the classic balancer steers: affinity,\n"
+            "but no failover, slots, takeover or statistics. As root the eBPF balancer would."
         )
     click.echo(
-        f"{count} members at {address}, {balancer} balancer; sending {config.count:,} datagrams from "
-        f"{config.sources:,} sources at {config.rate:,g}/s …"
+        f"{count} members at {address}, {balancer} balancer\n"
+        f"sending {config.count:,} datagrams from {config.sources:,} sources at {config.rate:,g}/s …"
     )
 
 
