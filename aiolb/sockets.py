@@ -108,7 +108,10 @@ def reserved_port(address: Address) -> Iterator[Address]:
 
 
 def _udp_socket(address: Address) -> socket.socket:
-    sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise _bind_error(address, error) from error
     if address.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     return sock
@@ -128,6 +131,7 @@ def _bind_error(address: Address, error: OSError) -> KernelError:
         hint = {
             errno.EADDRNOTAVAIL: "use an address of this machine (ip address), or 0.0.0.0 for all",
             errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+            errno.EAFNOSUPPORT: "this machine has no IPv6: use an IPv4 address",
         }.get(error.errno or 0)
         return KernelError(f"cannot bind {address}: {error.strerror or error}", errno=error.errno, hint=hint)
     holders = holders_of(address)

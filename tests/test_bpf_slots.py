@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiolb.bpf.abi import MAX_MEMBERS, SLOT_COUNT
@@ -36,6 +36,7 @@ def test_a_new_table_is_even(count):
     assert is_even(table, count)
 
 
+@settings(max_examples=40)
 @given(st.lists(counts, min_size=2, max_size=5))
 def test_any_changes_keep_it_even(changes):
     """After whatever changes of the count, every slot has an owner and the shares are even."""
@@ -46,6 +47,7 @@ def test_any_changes_keep_it_even(changes):
         assert is_even(table, count)
 
 
+@settings(max_examples=50)
 @given(counts, counts)
 def test_moves_the_fewest(before, after):
     """No fewer moves can make the table even, and none keeps a slot where it is."""
@@ -57,6 +59,7 @@ def test_moves_the_fewest(before, after):
     assert all(table[slot] != member for slot, member in moves.items())
 
 
+@settings(max_examples=40)
 @given(st.integers(), st.integers(1, 40), st.integers(1, 40))
 def test_evens_out_any_table(seed, owners, count):
     """A table that an operator moved about, or with owners that are gone, becomes even too."""

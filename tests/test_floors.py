@@ -52,11 +52,13 @@ FLOORS = {
 
 
 def name_of(path: Path) -> str:
+    """The module that a file is."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def floor_of(module: str) -> int:
+    """The floor of a module; all of the command line is one."""
     return FLOORS["aiolb.cli" if module.startswith("aiolb.cli.") else module]
 
 
@@ -67,6 +69,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
+    """What a file imports of aiolb, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -76,8 +79,7 @@ def imports(path: Path) -> set[str]:
             assert node.module is not None
             # `from aiolb.bpf import abi` imports a module, `from aiolb.bpf.abi import X` a name.
             found |= {
-                full if (full := f"{node.module}.{alias.name}") in FLOORS else node.module
-                for alias in node.names
+                full if (full := f"{node.module}.{alias.name}") in FLOORS else node.module for alias in node.names
             }
     return {name for name in found if name == "aiolb" or name.startswith("aiolb.")}
 
@@ -110,9 +112,7 @@ def test_the_publisher_never_imports_the_server() -> None:
 
 def test_only_main_imports_the_command_line() -> None:
     """Nothing but __main__ imports the command line."""
-    users = {
-        name for name, path in modules().items() if any(i.startswith("aiolb.cli") for i in imports(path))
-    }
+    users = {name for name, path in modules().items() if any(i.startswith("aiolb.cli") for i in imports(path))}
     assert {name for name in users if not name.startswith("aiolb.cli")} == {"aiolb.__main__"}
 
 
@@ -123,6 +123,4 @@ def test_only_the_command_line_prints_and_exits() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            assert called not in {"print", "exit", "sys.exit", "os._exit"}, (
-                f"{name}:{node.lineno} calls {called}"
-            )
+            assert called not in {"print", "exit", "sys.exit", "os._exit"}, f"{name}:{node.lineno} calls {called}"

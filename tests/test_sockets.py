@@ -239,6 +239,19 @@ def test_an_address_of_another_machine():
     assert caught.value.hint == "use an address of this machine (ip address), or 0.0.0.0 for all"
 
 
+def test_a_machine_without_ipv6(monkeypatch):
+    """Where there is no IPv6, an IPv6 address is refused with what to use."""
+
+    def refuse(*_):
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    for use in (lambda: sockets.bind_reuseport(Address("::1", 9)), lambda: reserve("::1").__enter__()):
+        with pytest.raises(KernelError, match=r"cannot bind \[::1\]:\d: Address family not supported") as caught:
+            use()
+        assert caught.value.hint == "this machine has no IPv6: use an IPv4 address"
+
+
 def test_an_interface_that_is_not_there():
     """A link-local address of an interface that this machine lacks is an error with the address."""
     with pytest.raises(KernelError, match=r"cannot bind \[fe80::1%nothere\]:9: no interface with this name"):

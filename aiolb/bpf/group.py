@@ -284,7 +284,7 @@ class Group:
         count = count or self.config.count
         if not 0 <= index < count:
             raise ConfigurationError(
-                f"index {index} is outside of the group at {self.address}, which has {count} members",
+                f"index {index} is outside of the group at {self.address}, which has {count} member{'' if count == 1 else 's'}",
                 hint=f"--index 0 … {count - 1}, or a larger --count",
             )
         if self.cookie_of(index) is None or takeover:
@@ -309,7 +309,7 @@ class Group:
     def locate(self, source: IPAddress) -> int | None:
         """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive."""
         config = self.config
-        return hashing.choose(config.seed, source, self.slots, config.count, self.alive(), config.newest).member
+        return hashing.choose(config.seed, source, self.slots, config.count, self.alive(), newest=config.newest).member
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""

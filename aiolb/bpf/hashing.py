@@ -36,6 +36,7 @@ def choose(
     slots: Sequence[int],
     count: int,
     alive: Collection[int],
+    *,
     newest: int = 0,
 ) -> Choice:
     """The member that the kernel's program selects for a source, given who is alive.

@@ -304,7 +304,7 @@ class Cluster:
         """What the pure twin says about each source."""
         config, slots, living = self.group.config, self.group.slots, set(alive)
         return {
-            source: hashing.choose(config.seed, source, slots, config.count, living, config.newest).member
+            source: hashing.choose(config.seed, source, slots, config.count, living, newest=config.newest).member
             for source in sources
         }
 

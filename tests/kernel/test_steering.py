@@ -15,6 +15,7 @@ from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.steering import JoinOptions, join
 from aiolb.errors import (
     CompileError,
+    ConfigurationError,
     GroupError,
     KernelError,
     MemberTakenError,
@@ -128,6 +129,13 @@ def test_a_refused_index_binds_nothing(bpffs, address, joining):
     joining()
     with pytest.raises(MemberTakenError):
         join(address, lambda _: pytest.fail("bound"), options(bpffs))
+
+
+def test_an_index_outside_of_a_new_group(bpffs, address):
+    """A new group has one member if no count is asked for; a larger index is refused, and no group is left."""
+    with pytest.raises(ConfigurationError, match=rf"index 2 is outside of the group at {address}, which has 1 member"):
+        join(address, sockets.bind_reuseport, options(bpffs, index=2))
+    assert list(bpffs.glob("aiolb")) == []
 
 
 def test_a_failed_bind_leaves_no_group(bpffs, address):
