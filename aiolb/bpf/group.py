@@ -283,8 +283,9 @@ class Group:
         """Raise ConfigurationError for an index outside of the group, MemberTakenError for one in use."""
         count = count or self.config.count
         if not 0 <= index < count:
+            members = "1 member" if count == 1 else f"{count} members"
             raise ConfigurationError(
-                f"index {index} is outside of the group at {self.address}, which has {count} member{'' if count == 1 else 's'}",
+                f"index {index} is outside of the group at {self.address}, which has {members}",
                 hint=f"--index 0 … {count - 1}, or a larger --count",
             )
         if self.cookie_of(index) is None or takeover:
