@@ -64,7 +64,7 @@ def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tu
 def _partition(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
+        if not bracket or not host or (rest and not rest.startswith(":")):
             raise ConfigurationError(
                 f"{text!r} is no address", hint="write an IPv6 address and its port as [::1]:10001"
             )

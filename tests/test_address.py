@@ -75,6 +75,7 @@ def test_what_is_read(text, host, port):
         ("127.0.0.1:x", "'x' in '127.0.0.1:x' is no port"),
         ("127.0.0.1:٣", "is no port"),
         ("[::1", "'[::1' is no address"),
+        ("[]:9", "'[]:9' is no address"),
         ("[::1]9", "'[::1]9' is no address"),
         ("256.0.0.1:9", "'256.0.0.1' in '256.0.0.1:9' is no IP address"),
         ("localhost:9", "'localhost' in 'localhost:9' is no IP address"),

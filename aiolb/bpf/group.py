@@ -225,8 +225,8 @@ class Group:
             yield
 
     def delete(self) -> None:
-        """Remove the group's pins. Live members go on as they are, but nobody can join them any more."""
-        with self._pins.locked():
+        """Remove the group's pins. Live members go on as they are, but nobody can join them any more. Idempotent."""
+        with suppress(FileNotFoundError), self._pins.locked():
             self._pins.remove()
 
     def delete_if_empty(self) -> None:

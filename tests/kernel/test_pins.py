@@ -15,7 +15,7 @@ from aiolb.address import Address
 from aiolb.bpf import pins
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
-from aiolb.errors import GroupError, KernelError
+from aiolb.errors import GroupError, GroupNotFoundError, KernelError
 
 ADDRESS = Address("127.0.0.1", 9)
 
@@ -129,6 +129,15 @@ def test_the_lock_is_reentrant(bpffs, monkeypatch):
         with group.locked(), pytest.raises(GroupError):
             Group.open(ADDRESS, bpffs=bpffs)
         Group.open(ADDRESS, bpffs=bpffs).close()
+
+
+def test_deleted_twice(bpffs):
+    """A group whose pins are gone already counts as deleted."""
+    with opened(bpffs) as group:
+        group.delete()
+        group.delete()
+        with pytest.raises(GroupNotFoundError):
+            Group.open(ADDRESS, bpffs=bpffs)
 
 
 def test_a_group_that_is_deleted_while_others_wait(bpffs, monkeypatch):
