@@ -433,19 +433,17 @@ async def test_console_log(launch):
     assert [line.split()[4] for line in rest.splitlines()] == ["signal", "stopping", "stopped"]
 
 
-def has_socket(process):
-    """Whether the process holds a UDP socket (/proc/net/udp); it says so in its log only."""
-    inodes = {line.split()[9] for line in Path("/proc/net/udp").read_text().splitlines()[1:]}
-    links = [os.readlink(entry) for entry in Path(f"/proc/{process.process.pid}/fd").iterdir()]  # noqa: PTH115 - no file
-    return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
-
-
 async def test_log_level(launch):
     """With a higher level the log is silent."""
-    process = await launch("serve", "print", *ALONE, "--log-level", "error")
-    async with asyncio.timeout(DEADLINE):
-        while not await asyncio.to_thread(has_socket, process):  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0.01)
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as address:
+        process = await launch("serve", "print", "--bind", str(address), "--balancer", "none", "--log-level", "error")
+
+        def pids():
+            return {holder.pid for holder in sockets.holders_of(address)}
+
+        async with asyncio.timeout(DEADLINE):
+            while process.process.pid not in await asyncio.to_thread(pids):
+                await asyncio.sleep(0.01)
     process.process.terminate()
     assert await process.end() == (0, "")
 
