@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
@@ -74,27 +75,27 @@ def silence(stream: TextIO) -> None:
 class _Output:
     """A stream that never raises: a collector must not stop because its log cannot be written."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
+        self._do(lambda stream: stream.write(text))
+
+    def flush(self) -> None:
+        self._do(lambda stream: stream.flush())
+
+    def _do(self, work: Callable[[TextIO], object]) -> None:
+        if self._stream is None:  # the process was started without standard error
+            return
         try:
-            self._stream.write(text)
+            work(self._stream)
         except BrokenPipeError:
             silence(self._stream)
         except (OSError, ValueError):  # a full disk; a stream that was closed
             pass
 
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            silence(self._stream)
-        except (OSError, ValueError):
-            pass
-
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return self._stream is not None and self._stream.isatty()
 
 
 class _Handler(logging.StreamHandler[Any]):

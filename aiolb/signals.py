@@ -1,4 +1,4 @@
-"""Signals for the time that something runs: caught, given to a callback, restored, passed on."""
+"""Signals for the time that something runs: caught, given to callbacks, restored, passed on."""
 
 from __future__ import annotations
 
@@ -7,42 +7,72 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+_Callback = Callable[[signal.Signals], None]
+
+
+@dataclass(slots=True)
+class _Caught:
+    """One signal that is being caught: for whom, and what was there before."""
+
+    before: Any
+    callbacks: list[_Callback] = field(default_factory=list)
+    seen: bool = False
+
+    def call(self, number: signal.Signals) -> None:
+        self.seen = True
+        for callback in list(self.callbacks):
+            callback(number)
+
+
+# A loop keeps one handler per signal; several collectors in one process must all hear of it.
+_CAUGHT: dict[signal.Signals, _Caught] = {}
+
 
 @contextmanager
-def captured(
-    callback: Callable[[signal.Signals], None], numbers: Iterable[signal.Signals] = STOP_SIGNALS
-) -> Iterator[None]:
+def captured(callback: _Callback, numbers: Iterable[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
     """Call ``callback`` in the running loop for each SIGTERM and SIGINT (or ``numbers``) inside the block.
 
-    Afterwards the handlers that were there before are back, and those that the user had installed get the
-    signals that came, once each. Outside of the main thread, where Python takes no signals, it does nothing.
+    Blocks that overlap all get the signal. After the last one the handlers that were there before are back, and
+    those that the user had installed get the signals that came, once each. Outside of the main thread, where
+    Python takes no signals, it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
-    seen: list[signal.Signals] = []
-
-    def caught(number: signal.Signals) -> None:
-        seen.append(number)
-        callback(number)
-
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in before:
-        loop.add_signal_handler(number, caught, number)
+    loop, numbers = asyncio.get_running_loop(), tuple(numbers)
+    for number in numbers:
+        _catch(loop, number, callback)
+    missed = []
     try:
         yield
     finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's
-    for number in dict.fromkeys(seen):
-        if _is_users(before[number]):
-            signal.raise_signal(number)
+        missed = [number for number in numbers if _release(loop, number, callback)]
+    for number in missed:
+        signal.raise_signal(number)
+
+
+def _catch(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: _Callback) -> None:
+    if number not in _CAUGHT:
+        caught = _CAUGHT[number] = _Caught(signal.getsignal(number))
+        loop.add_signal_handler(number, caught.call, number)
+    _CAUGHT[number].callbacks.append(callback)
+
+
+def _release(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: _Callback) -> bool:
+    """Whether nobody catches the signal any more, and the user's handler missed one."""
+    caught = _CAUGHT[number]
+    caught.callbacks.remove(callback)
+    if caught.callbacks:
+        return False
+    del _CAUGHT[number]
+    loop.remove_signal_handler(number)
+    signal.signal(number, signal.SIG_DFL if caught.before is None else caught.before)  # None: not Python's
+    return caught.seen and _is_users(caught.before)
 
 
 def _is_users(handler: Any) -> bool:

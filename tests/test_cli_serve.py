@@ -442,7 +442,7 @@ async def test_log_level(launch):
             return {holder.pid for holder in sockets.holders_of(address)}
 
         async with asyncio.timeout(DEADLINE):
-            while process.process.pid not in await asyncio.to_thread(pids):
+            while process.process.pid not in await asyncio.to_thread(pids):  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.01)
     process.process.terminate()
     assert await process.end() == (0, "")

@@ -97,6 +97,13 @@ def test_a_closed_stream():
     structlog.get_logger().info("lost")
 
 
+def test_no_stream_at_all(monkeypatch):
+    """Nobody is troubled where there is no standard error (`2>&-`)."""
+    monkeypatch.setattr("sys.stderr", None)
+    logs.configure()
+    structlog.get_logger().info("lost")
+
+
 def test_a_full_disk():
     """Nobody is troubled by a log that cannot be written."""
     with open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PTH123 - a device

@@ -406,6 +406,21 @@ def test_a_signal_stops(run, logged, send, number):
     assert logged[1]["name"] == number.name
 
 
+def test_a_signal_stops_all(run):
+    """Several collectors in one process all stop at one signal."""
+
+    async def live():
+        apps = Recorder(), Recorder()
+        servers = [Server(app, config()) for app in apps]
+        serving = [asyncio.create_task(server.serve()) for server in servers]
+        await until(lambda: all(server.listeners for server in servers))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.gather(*serving)
+        return [app.calls for app in apps]
+
+    assert run(live()) == [["startup", "shutdown"]] * 2
+
+
 @pytest.mark.parametrize("reason", ["signal", "request"])
 def test_sigint_while_stopping(run, send, reason):
     """SIGINT gives up what is still being handled, whatever the stop began with."""

@@ -68,6 +68,34 @@ def test_passed_on(run, users):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_blocks_that_overlap(run, users):
+    """Several blocks get every signal, as long as each lasts; the user's handler gets it after the last."""
+    handler = signal.getsignal(signal.SIGTERM)
+    first, second = [], []
+
+    async def live():
+        outer, inner = signals.captured(first.append), signals.captured(second.append)
+        outer.__enter__()
+        inner.__enter__()
+        await raised(signal.SIGTERM, lambda: first and second)
+        outer.__exit__(None, None, None)
+        assert users == []
+        await raised(signal.SIGINT, lambda: len(second) == 2)
+        inner.__exit__(None, None, None)
+
+    run(live())
+    assert (first, second) == ([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT])
+    assert users == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+async def raised(number, is_caught):
+    """Raise the signal and wait until it is caught."""
+    signal.raise_signal(number)
+    while not is_caught():  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0)
+
+
 def test_nothing_is_passed_on_without_a_signal(run, users):
     """Where no signal came, none is passed on."""
 
