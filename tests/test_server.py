@@ -195,6 +195,24 @@ def test_stop_waits_for_handlers(run, send):
     assert run(live()) == ["startup", b"wait", "waited", b"behind", "shutdown"]
 
 
+def test_stop_drains_what_backpressure_left(run, send):
+    """What stayed in the kernel's queue because handlers were busy is handled once they have room."""
+
+    async def live():
+        app = Recorder()
+        async with started(app, concurrency=1, backlog=1) as server:
+            send(server, b"wait", *[b"x"] * 500)
+            await until(lambda: b"wait" in app.calls)
+            stopping = asyncio.create_task(server.stop())
+            await until(lambda: server._stopped)
+            app.gate.set()
+            await stopping
+        return server.statistics()
+
+    statistics = run(live())
+    assert (statistics.handled, statistics.kernel_drops, statistics.abandoned) == (501, 0, 0)
+
+
 def test_graceful_timeout(run, logged, send):
     """When the time is over, handlers are cancelled, and all that was not handled counts as abandoned."""
 
