@@ -34,6 +34,7 @@ class Listener:
         self.balancer = joined.balancer
         self._place = joined.place
         self._sock = joined.sock
+        self._index = config.index
         self._rcvbuf = config.rcvbuf
         self._count = joined.place.count
         self._left = False
@@ -115,6 +116,10 @@ class Listener:
             self._log.info("count_changed", before=self._count, now=count)
             self._count = count
             logs.MEMBER.get({})["count"] = count
+            if self._index >= count:
+                self._log.warning("outside", hint=f"the group has no index {self._index} any more: nothing comes here")
+        if self._place.restore():
+            self._log.warning("place_restored", reason="it was taken over by a socket that has died")
         return self._place.displaced
 
     def _report_drops(self, now: float, *, last: bool = False) -> None:

@@ -27,7 +27,12 @@ class _FakePlace:
     def __init__(self):
         self.count = 3
         self.displaced = False
+        self.empty = False
         self.calls = []
+
+    def restore(self):
+        restored, self.empty = self.empty, False
+        return restored
 
     def leave(self):
         self.calls.append("leave")
@@ -126,6 +131,25 @@ async def test_displaced(place):
         assert not made.watch(0)
         place.displaced = True
         assert made.watch(0.25)
+
+
+async def test_restored(place, logged):
+    """A place that whoever took it over left empty is taken back, and the log says so; the member goes on."""
+    async with listening(place) as made:
+        place.empty = True
+        assert not made.watch(0)
+        assert [event["event"] for event in logged] == ["place_restored"]
+
+
+async def test_outside_of_a_smaller_group(place, logged):
+    """A live member that a smaller count leaves without a place is told that nothing comes to it any more."""
+    async with listening(place) as made:
+        place.count = 1
+        made.watch(0)
+        assert "outside" not in [event["event"] for event in logged]
+        place.count = 0
+        made.watch(0.25)
+        assert [event["event"] for event in logged] == ["count_changed", "count_changed", "outside"]
 
 
 async def test_drops_are_logged_now_and_then(place, logged):

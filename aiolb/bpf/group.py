@@ -97,10 +97,11 @@ class GroupStatistics:
 class Membership:
     """A socket's place in a group; it ends with ``leave()`` or with the socket. Owns the group's descriptors."""
 
-    def __init__(self, group: Group, index: int, cookie: int) -> None:
+    def __init__(self, group: Group, index: int, sock: socket.socket) -> None:
         self.group = group
         self.index = index
-        self.cookie = cookie
+        self.cookie = _cookie(sock)
+        self._sock = sock
 
     @property
     def count(self) -> int:
@@ -111,6 +112,19 @@ class Membership:
     def displaced(self) -> bool:
         """Whether another socket took the index over."""
         return self.group.cookie_of(self.index) not in (None, self.cookie)
+
+    def restore(self) -> bool:
+        """Take the place back if it is empty, because the socket that took it over has died; whether it was.
+
+        Raises KernelError.
+        """
+        if self.group.cookie_of(self.index) is not None:
+            return False
+        with self.group.locked():
+            if self.group.cookie_of(self.index) is not None:
+                return False
+            self.group.place(self._sock, self.index)
+            return True
 
     def leave(self) -> bool:
         """Stop being selected, unless displaced already; whether the place was still ours.
@@ -140,22 +154,25 @@ class Group:
         self._pins = pins
         self._maps = maps
         self._program_fd = program_fd
+        self._wanted: GroupOptions | None = None
 
     @classmethod
     @contextmanager
     def opened_or_created(cls, address: Address, options: GroupOptions) -> Iterator[Self]:
         """The group at ``address``, made if there is none, with its lock held: bind and join inside.
 
-        bpffs is mounted where it is missing. An existing group keeps its seed (another one is refused), and its
-        count until somebody joins with another. On an error the group is closed, and removed if it was made
-        here; else it is the caller's to close. Raises GroupError, PrivilegeError, KernelError.
+        bpffs is mounted where it is missing. An existing group keeps its seed (another one is refused); another
+        count, strictness or program becomes the group's when somebody joins with it. On an error the group is
+        closed, and removed if it was made here; else it is the caller's to close. Raises GroupError,
+        PrivilegeError, KernelError.
         """
         pins = Pins(address, protocol=options.protocol, bpffs=options.bpffs)
         with pins.locked(create=True), ExitStack() as on_error:
             if pins.complete:
                 group = cls._open(address, pins)
                 on_error.callback(group.close)
-                group._adopt(options)  # noqa: SLF001 - our own instance
+                group._check_seed(options)  # noqa: SLF001 - our own instance
+                group._wanted = options  # noqa: SLF001
             else:
                 on_error.callback(pins.remove)
                 group = cls._create(address, pins, options)
@@ -263,21 +280,25 @@ class Group:
         """
         with self.locked():
             self.check_vacant(index, count=count, takeover=takeover)
-            cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
-            try:
-                syscall.attach_reuseport(sock, self._program_fd)
-                # The kernel may refuse the socket (EBUSY: it has another place): then nobody is named as its holder.
-                self._maps.write("targets", index, abi.U64.pack(sock.fileno()))
-                self._maps.write("members", index, _member(cookie).pack())
-            except OSError as error:
-                raise program.privilege_error(error) or KernelError(
-                    f"the socket cannot join the group at {self.address}: {error}", errno=error.errno
-                ) from error
+            self._adopt()
+            self.place(sock, index)
             # The new member first, its slots after it: its sources move once, and straight to it.
-            self._write_config(newest=index)
             if count is not None:
                 self._resize(count)
-            return Membership(self, index, cookie)
+            return Membership(self, index, sock)
+
+    def place(self, sock: socket.socket, index: int) -> None:
+        """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""
+        try:
+            syscall.attach_reuseport(sock, self._program_fd)
+            # The kernel may refuse the socket (EBUSY: it has another place): then nobody is named as its holder.
+            self._maps.write("targets", index, abi.U64.pack(sock.fileno()))
+            self._maps.write("members", index, _member(_cookie(sock)).pack())
+        except OSError as error:
+            raise program.privilege_error(error) or KernelError(
+                f"the socket cannot join the group at {self.address}: {error}", errno=error.errno
+            ) from error
+        self._write_config(newest=index)
 
     def check_vacant(self, index: int, *, count: int | None = None, takeover: bool = False) -> None:
         """Raise ConfigurationError for an index outside of the group, MemberTakenError for one in use."""
@@ -338,13 +359,20 @@ class Group:
         """Packets counted per slot since the group's creation; a train is one packet."""
         return [packets for (packets,) in self._maps.sums("slot_stats")]
 
-    def _adopt(self, options: GroupOptions) -> None:
-        config = self.config
-        if options.seed not in (None, config.seed):
+    def _check_seed(self, options: GroupOptions) -> None:
+        seed = self.config.seed
+        if options.seed not in (None, seed):
             raise GroupError(
-                f"the group at {self.address} has the seed {config.seed}, not {options.seed}",
+                f"the group at {self.address} has the seed {seed}, not {options.seed}",
                 hint=f"leave --seed out, or start afresh: stop its members, then rm -r {self._pins.folder}",
             )
+
+    def _adopt(self) -> None:
+        """Make what was asked for when the group was opened its own; a join that is refused changes nothing."""
+        options, self._wanted = self._wanted, None
+        if options is None:
+            return
+        config = self.config
         if options.strict not in (None, config.strict):
             self._write_config(flags=config.flags ^ abi.FLAG_STRICT)
         bytecode = options.program or spec.shipped()
@@ -386,6 +414,10 @@ def _fill(maps: Maps, options: GroupOptions, digest: int) -> None:
     )
     maps.write("config", 0, config.pack())
     maps.write_many("slots", {slot: abi.U32.pack(owner) for slot, owner in enumerate(slots.assign(count))})
+
+
+def _cookie(sock: socket.socket) -> int:
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
 
 
 def _member(cookie: int) -> Member:

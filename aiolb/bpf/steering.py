@@ -44,6 +44,9 @@ class Place(Protocol):
     def displaced(self) -> bool:
         """Whether another socket took the place over."""
 
+    def restore(self) -> bool:
+        """Take the place back if it is empty, because the socket that took it over has died; whether it was."""
+
     def leave(self) -> bool:
         """Stop being selected where that is possible; whether it was."""
 
@@ -68,6 +71,10 @@ class UnmanagedPlace:
 
     def __init__(self, count: int) -> None:
         self.count = count
+
+    def restore(self) -> bool:
+        """Nobody can take the place over."""
+        return False
 
     def leave(self) -> bool:
         """The kernel goes on selecting the socket until it is closed."""

@@ -187,12 +187,39 @@ def test_a_new_groups_seed_is_random(bpffs, program):
 def test_strict_can_be_changed(cluster, program, bpffs):
     """Whoever asks for strict, or for not strict, changes the group; whoever does not ask leaves it."""
     group, found = cluster(1, strict=True), []
-    for strict in (None, False, None, True):
+    for number, strict in enumerate((None, False, None, True)):
         options = GroupOptions(strict=strict, program=program, bpffs=bpffs)
         with Group.opened_or_created(group.address, options) as again:
+            again.join(group.bind(f"joiner {number}"), 0, takeover=True)
             found.append(again.config.strict)
         again.close()
     assert found == [True, False, False, True]
+
+
+def test_a_refused_join_changes_no_setting(cluster, compiled_debug, bpffs):
+    """A join that is refused leaves strictness and program as they were."""
+    group = cluster(1)
+    before = group.group.config
+    options = GroupOptions(strict=True, program=compiled_debug, bpffs=bpffs)
+    with pytest.raises(MemberTakenError), Group.opened_or_created(group.address, options) as again:
+        again.join(group.bind("late"), 0)
+    assert group.group.config == before
+
+
+def test_the_taker_dies(cluster, sources_v4):
+    """A member whose place was taken over by a socket that died takes it back, once, and gets its sources again."""
+    group, sources = cluster(2), sources_v4(300)
+    before, old = group.route(sources), group.memberships[0]
+    assert not old.restore()
+    taker = group.bind("taker")
+    group.group.join(taker, 0, takeover=True)
+    assert old.displaced
+    assert not old.restore()
+    group.kill("taker")
+    assert not old.displaced
+    assert old.restore()
+    assert not old.restore()
+    assert group.route(sources) == before
 
 
 def test_a_failure_inside_removes_a_new_group(bpffs, program):

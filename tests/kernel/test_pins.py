@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import pins
 from aiolb.bpf.group import Group, GroupOptions
@@ -104,7 +105,8 @@ def test_a_replacement_of_the_program_that_was_killed(bpffs, compiled_debug):
     with opened(bpffs) as group:
         (folder,) = bpffs.glob("aiolb/*/*")
         pins.syscall.obj_pin(group._program_fd, str(folder / "prog_new"))
-        with opened(bpffs, program=compiled_debug) as again:
+        with opened(bpffs, program=compiled_debug) as again, sockets.bind_reuseport(Address("127.0.0.1", 0)) as sock:
+            again.join(sock, 0)
             assert again.config.program == compiled_debug.digest
         assert not (folder / "prog_new").exists()
 
