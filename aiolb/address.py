@@ -44,7 +44,7 @@ class Address:
 
 
 def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tuple[str, int]:
-    """Split ``HOST``, ``HOST:PORT``, ``[V6]:PORT``, a bare v6 address or ``:PORT``; an empty host is ``0.0.0.0``.
+    """Split ``HOST``, ``HOST:PORT``, ``[V6]``, ``[V6]:PORT`` or ``:PORT``; an empty host is ``0.0.0.0``.
 
     Raises ConfigurationError when the port is missing without a default, or not in 0 … 65535.
     """
@@ -70,13 +70,16 @@ def _partition(text: str) -> tuple[str, str | None]:
             )
         return host, rest[1:] if rest else None
     if text.count(":") > 1:
-        return text, None
+        # ::1:5 may be an address, or ::1 and a port.
+        raise ConfigurationError(
+            f"{text!r} is no address", hint=f"write an IPv6 address in brackets, as [{text}]:10001"
+        )
     host, colon, port = text.partition(":")
     return host, port if colon else None
 
 
 def parse_address(text: str, *, default_port: int | None = DEFAULT_PORT) -> Address:
-    """Read a numeric address such as ``127.0.0.1:9000``, ``[::]:2055``, ``::1`` or ``:9000``.
+    """Read a numeric address such as ``127.0.0.1:9000``, ``[::]:2055``, ``[::1]`` or ``:9000``.
 
     Raises ConfigurationError when it is none; names are not resolved (see :func:`aiolb.sockets.resolve`).
     """

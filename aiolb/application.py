@@ -60,7 +60,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[path.stem]
         raise ApplicationError(f"{path} failed on import: {type(error).__name__}: {error}") from error
     return module
@@ -78,5 +78,5 @@ def _load_module(name: str) -> ModuleType:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(f"there is no module {name!r}", hint=f"write it as {_FORMS}") from None
         raise ApplicationError(f"{name} failed on import: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ApplicationError(f"{name} failed on import: {type(error).__name__}: {error}") from error

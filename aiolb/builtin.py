@@ -15,7 +15,7 @@ from aiolb.collector import Collector
 from aiolb.receive.contract import Datagram
 from aiolb.verification import Verifier
 
-PREVIEW = 48
+PREVIEW = 40
 """Bytes of a datagram that the print collector shows."""
 
 
@@ -78,7 +78,9 @@ class Verify(Collector):
     async def shutdown(self) -> None:
         """Log the totals."""
         report = self._verifier.report()
-        structlog.get_logger().info("verified", **{name: report[name] for name in report if name != "per_source"})
+        structlog.get_logger().info(
+            "verified", **{name: report[name] for name in report if name not in ("member", "per_source")}
+        )
 
     def report(self) -> Mapping[str, Any]:
         """Totals, and each source."""

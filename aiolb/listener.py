@@ -20,6 +20,8 @@ from aiolb.protocol import Application, CollectorProtocol
 from aiolb.stats import SocketStatistics
 from aiolb.transport import create_transport
 
+CANCEL_TIMEOUT = 5.0
+"""Seconds that a cancelled handler has to clean up."""
 DROPS_LOG_INTERVAL = 5.0
 """Seconds between two log lines about the kernel's drops on one socket."""
 
@@ -90,7 +92,7 @@ class Listener:
                 balancer=joined.balancer,
                 reason=str(joined.fallback),
                 hint=joined.fallback.hint,
-                missing="members are numbered in bind order; no failover, slots, takeover or statistics",
+                missing="no failover, slots, takeover or statistics; affinity only while all members run",
             )
         given = sockets.receive_buffer(self._sock)
         if given < self._rcvbuf:
@@ -171,12 +173,21 @@ class Listener:
         sockets.refuse_datagrams(self._sock)
         while given_up := self.transport.receive_now():
             abandoned += given_up
-        await self.protocol.aclose()
+        await self._end_handlers()
         self._report_drops(time.monotonic(), last=True)
         self.transport.close()
         await self.protocol.closed()
         self._place.close(forget=self._forget)
         return abandoned
+
+    async def _end_handlers(self) -> None:
+        """Wait for the cancelled handlers, but not for ever for one that will not be cancelled."""
+        ending = asyncio.ensure_future(self.protocol.aclose())
+        await asyncio.wait({ending}, timeout=CANCEL_TIMEOUT)
+        if not ending.cancel():
+            ending.result()
+        else:
+            self._log.error("handlers_stuck", seconds=CANCEL_TIMEOUT, hint="a handler keeps on after CancelledError")
 
     def statistics(self) -> SocketStatistics:
         """What this socket received and sent so far."""

@@ -131,9 +131,12 @@ class Server:
             await self._close()
 
     async def _close(self) -> None:
-        abandoned = [await listener.close() for listener in self.listeners]
-        if sum(abandoned):
-            _log.warning("abandoned", datagrams=sum(abandoned))
+        closed = await asyncio.gather(*(listener.close() for listener in self.listeners), return_exceptions=True)
+        if abandoned := sum(result for result in closed if isinstance(result, int)):
+            _log.warning("abandoned", datagrams=abandoned)
+        for error in closed:
+            if isinstance(error, Exception):  # the others are closed all the same
+                _log.error("close_failed", exc_info=error)
         try:
             await self._application.shutdown()
         except Exception:  # noqa: BLE001 - the stop goes on whatever the user's code raises

@@ -153,7 +153,7 @@ def test_a_rate_that_is_no_number(target):
 def test_the_default_target():
     """Without a target it is the default port of this host; without a port the default port."""
     assert "to 127.0.0.1:10001\n" in invoke("--count", "0").stdout
-    assert "to [::1]:10001\n" in invoke("::1", "--count", "0").stdout
+    assert "to [::1]:10001\n" in invoke("[::1]", "--count", "0").stdout
     assert "to localhost:10001\n" in invoke("localhost", "--count", "0").stdout
 
 

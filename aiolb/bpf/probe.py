@@ -53,7 +53,7 @@ def bpffs(path: Path = BPFFS) -> Finding:
     try:
         mounted = pins.is_bpffs(path)
     except OSError as error:
-        return Finding(Support.UNKNOWN, f"the mounts cannot be read: {error.strerror}")
+        return Finding(Support.UNKNOWN, f"{error.filename} cannot be read: {error.strerror}")
     if not mounted:
         return Finding(Support.NO, f"no BPF file system at {path}", f"as root: mount -t bpf bpf {path}")
     if not os.access(path, os.W_OK | os.X_OK):

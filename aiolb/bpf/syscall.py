@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 import socket
 import struct
 from contextlib import suppress
@@ -32,6 +33,7 @@ _OBJ_GET_INFO_BY_FD, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 15, 24, 26
 
 PROG_TYPE_SK_REUSEPORT = 21
 MEMBARRIER_GLOBAL = 1
+_PR_SET_PDEATHSIG = 1
 _SO_ATTACH_FILTER = 26
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SO_ATTACH_REUSEPORT_EBPF = 52
@@ -212,6 +214,13 @@ def mount_bpffs(path: str) -> None:
     if _libc.mount(kind, ctypes.c_char_p(os.fsencode(path)), kind, ctypes.c_ulong(_MOUNT_FLAGS), b"mode=0755"):
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), path)
+
+
+def end_with_parent() -> None:
+    """Let the kernel send this process SIGTERM when its parent dies (prctl(2), PR_SET_PDEATHSIG). OSError."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), "prctl")
 
 
 def membarrier() -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from aiolb.bpf.syscall import end_with_parent
 from aiolb.errors import StartError
 
 LOG_LINE = 1 << 20
@@ -42,14 +43,18 @@ class MemberProcess:
 
     async def __aenter__(self) -> Self:
         # A session of its own: Ctrl-C is for the command that started it, which then stops it.
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *self._command,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=LOG_LINE,
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._command,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+                limit=LOG_LINE,
+            )
+        except OSError as error:
+            raise StartError(f"a member cannot be started with {sys.executable}: {error.strerror}") from error
         self._reader = asyncio.create_task(self._read_log())
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -217,10 +218,32 @@ def test_the_compiled_balancer_is_loaded(joining, monkeypatch, compiled, compile
 
 
 def test_mounts_bpffs(python, private_mounts, tmp_path):
-    """As root, a missing bpffs is mounted, in a folder that is made for it."""
-    missing = tmp_path / "made for it"
+    """As root, a missing bpffs is mounted."""
+    missing = tmp_path / "bpf"
+    missing.mkdir()
     assert python(JOIN, "ebpf", missing, 0, 0, prefix=private_mounts) == {"balancer": "ebpf", "mounted": True}
     assert not pins.is_bpffs(missing)
+
+
+def test_a_mistyped_bpffs(python, private_mounts, tmp_path):
+    """A folder that is not there is no place to mount anything: nothing is made."""
+    answer = python(JOIN, "ebpf", tmp_path / "mistyped", 0, 0, prefix=private_mounts)
+    assert answer["error"] == "KernelError"
+    assert answer["message"].endswith("mistyped, and mounting it failed: No such file or directory")
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_folder_inside_of_bpffs(bpffs, joining):
+    """A group may live in a folder of a bpffs: nothing is mounted over it."""
+    folder = bpffs / "inside"
+    folder.mkdir()
+    mounts = Path("/proc/self/mountinfo").read_text()
+    joined = joining(group=GroupOptions(bpffs=folder))
+    assert list(folder.glob("aiolb/*/*/prog"))
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    joined.sock.close()
+    joined.place.group.delete()
+    folder.rmdir()
 
 
 def test_processes_that_mount_bpffs_at_the_same_time(python, private_mounts, tmp_path):
