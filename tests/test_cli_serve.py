@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from aiolb import sockets
 from aiolb.address import Address
+from aiolb.builtin import PREVIEW
 from aiolb.cli.main import main
 from aiolb.cli.members import MemberProcess
 from aiolb.cli.serve import Size
