@@ -459,7 +459,7 @@ async def test_print(launch):
         for datagram in (b"hello", b"\0\xff" * 100):
             sock.send(datagram)
     assert await process.line("stdout") == f"{source:<21}      5 bytes  hello\n"
-    assert await process.line("stdout") == f"{source:<21}    200 bytes  {'.' * 40}…\n"
+    assert await process.line("stdout") == f"{source:<21}    200 bytes  {'.' * PREVIEW}…\n"
     process.process.terminate()
     assert (await process.end())[0] == 0
 
