@@ -120,6 +120,7 @@ def test_not_found(text, message):
         ("import nowhere_at_all", ModuleNotFoundError),
         ("from mine import nobody", ImportError),
         ("def f(:", SyntaxError),
+        ("raise SystemExit(5)", SystemExit),
     ],
 )
 def test_failing_modules(folder, source, kind, text):

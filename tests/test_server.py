@@ -235,6 +235,31 @@ def test_graceful_timeout(run, logged, send):
     assert [event["datagrams"] for event in named(logged, "abandoned")] == [201]
 
 
+def test_a_handler_that_will_not_be_cancelled(run, logged, monkeypatch, send):
+    """A handler that goes on after it was cancelled does not stop the stop: it is told of, and left behind."""
+    monkeypatch.setattr("aiolb.listener.CANCEL_TIMEOUT", 0.05)
+
+    class Stubborn(Recorder):
+        async def handle(self, datagram, _addr):
+            self.calls.append(datagram)
+            while not self.gate.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.gate.wait()
+            self.calls.append("ended")
+
+    async def live():
+        app = Stubborn()
+        async with started(app, graceful_timeout=0.05) as server:
+            send(server, b"x")
+            await until(lambda: b"x" in app.calls)
+        app.gate.set()
+        await until(lambda: "ended" in app.calls)
+        return app.calls, can_be_bound(server.listeners[0].address)
+
+    assert run(live()) == (["startup", b"x", "shutdown", "ended"], True)
+    assert len(named(logged, "handlers_stuck")) == 1
+
+
 def test_no_graceful_time_at_all(run, send):
     """With a timeout of 0 nothing is waited for, and still everything is counted."""
 

@@ -18,7 +18,7 @@ import pytest
 import structlog.testing
 
 from aiolb import Collector, sockets
-from aiolb.address import Address
+from aiolb.address import Address, parse_address
 from aiolb.bpf import program as bpf_program
 from aiolb.bpf.group import Group
 from aiolb.cli.members import MemberProcess
@@ -264,6 +264,32 @@ def test_demo_cut_short(bpffs, tmp_path, number):
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     assert list(bpffs.glob("aiolb")) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_killed(bpffs, tmp_path, wait_until):
+    """Members end by themselves, gracefully, when the demo that started them is killed."""
+    command = [*AIOLB, "demo", "--seconds", "600", "--bpffs", str(bpffs)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as demo:
+        assert demo.stdout is not None
+        address = demo.stdout.readline().split()[3].rstrip(",")
+        demo.stdout.readline()
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        assert len(children) == 3
+        demo.kill()
+    wait_until(lambda: not [pid for pid in children if is_running(pid)], "the members to end")
+    reports = [json.loads(report.read_text()) for report in tmp_path.glob("*/*.json")]
+    assert [report["abandoned"] for report in reports] == [0, 0, 0]
+    with closing(Group.open(parse_address(address), bpffs=bpffs)) as group:
+        group.delete()
+
+
+def is_running(pid):
+    """Whether the process is there, and no zombie that its new parent has not looked after yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_demo_without_a_bpffs(aiolb, tmp_path):
