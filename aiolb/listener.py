@@ -94,6 +94,12 @@ class Listener:
                 hint=joined.fallback.hint,
                 missing="no failover, slots, takeover or statistics; affinity only while all members run",
             )
+        if joined.others:
+            self._log.warning(
+                "other_sockets",
+                holders=", ".join(map(str, joined.others)),
+                hint="they are outside of the group and get nothing; fine for members that drain",
+            )
         given = sockets.receive_buffer(self._sock)
         if given < self._rcvbuf:
             self._log.warning(

@@ -145,17 +145,32 @@ def _bind_error(address: Address, error: OSError) -> KernelError:
     return KernelError(reason, errno=error.errno, hint=hint)
 
 
-def holders_of(address: Address) -> list[Holder]:
-    """The UDP sockets of this network namespace that would take datagrams for ``address`` (/proc/net/udp)."""
+def holders_of(address: Address, *, exactly: bool = False) -> list[Holder]:
+    """Who has the sockets of ``sockets_on``; looks through all of /proc, as far as this user may see."""
+    found = sockets_on(address, exactly=exactly)
+    pids = _pids_by_inode(set(found)) if found else {}
+    return [Holder(uid, pids.get(inode)) for inode, uid in found.items()]
+
+
+def sockets_on(address: Address, *, exactly: bool = False) -> dict[str, int]:
+    """The UDP sockets of this network namespace that would take datagrams for ``address``: inode to user id.
+
+    With ``exactly`` only those bound to that very address: not 0.0.0.0 for 127.0.0.1, or the other way round.
+    Source: /proc/net/udp.
+    """
     found = {}
+    matches = _is_same if exactly else _overlaps
     for table, size in (("udp", 4), ("udp6", 16)):
         for line in _lines(f"/proc/thread-self/net/{table}"):
             fields = line.split()
             host, port = fields[1].split(":")
-            if int(port, 16) == address.port and _overlaps(_from_proc(host, size), address):
+            if int(port, 16) == address.port and matches(_from_proc(host, size), address):
                 found[fields[9]] = int(fields[7])
-    pids = _pids_by_inode(set(found)) if found else {}
-    return [Holder(uid, pids.get(inode)) for inode, uid in found.items()]
+    return found
+
+
+def _is_same(host: bytes, address: Address) -> bool:
+    return host == address.ip.packed
 
 
 def _overlaps(host: bytes, address: Address) -> bool:

@@ -311,12 +311,16 @@ class Group:
             )
         if self.cookie_of(index) is None or takeover:
             return
-        holder = self._maps.read_struct("members", index, Member)
+        holder = self.holder(index)
         since = datetime.fromtimestamp(holder.joined_ns // 10**9, tz=UTC).astimezone()
         raise MemberTakenError(
             f"index {index} of the group at {self.address} is held by pid {holder.pid} since {since:%F %T}",
             hint="choose another --index, or replace it with --takeover",
         )
+
+    def holder(self, index: int) -> Member:
+        """Who joined as ``index`` last, alive or not."""
+        return self._maps.read_struct("members", index, Member)
 
     def leave(self, index: int, cookie: int) -> bool:
         """Empty the place ``index`` if the socket with ``cookie`` still holds it; whether it did."""
@@ -341,7 +345,7 @@ class Group:
         ((failovers, unsteered, dropped),) = self._maps.sums("group_stats")
         members = []
         for index in range(config.count):
-            member = self._maps.read_struct("members", index, Member)
+            member = self.holder(index)
             members.append(
                 MemberStatistics(
                     index,

@@ -56,12 +56,17 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A bound socket in its group. ``fallback`` says why ``auto`` did not take the eBPF balancer."""
+    """A bound socket in its group. ``fallback`` says why ``auto`` did not take the eBPF balancer.
+
+    ``others`` are processes with a socket on the address that is outside of the group: it gets nothing while a member
+    is alive. They may be members that drain, or another server.
+    """
 
     sock: socket.socket
     place: Place
     balancer: str
     fallback: PrivilegeError | UnsupportedError | None = None
+    others: tuple[sockets.Holder, ...] = ()
 
 
 class UnmanagedPlace:
@@ -109,8 +114,17 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
     with Group.opened_or_created(address, wanted) as group:
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
         with _bound(address, bind) as sock:
+            others = () if options.takeover else _others(address, group)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
-        return Joined(sock, place, "ebpf")
+        return Joined(sock, place, "ebpf", others=others)
+
+
+def _others(address: Address, group: Group) -> tuple[sockets.Holder, ...]:
+    alive = group.alive()
+    if len(sockets.sockets_on(address, exactly=True)) <= len(alive) + 1:  # the members' and ours
+        return ()
+    members = {group.holder(index).pid for index in alive} | {os.getpid()}
+    return tuple(holder for holder in sockets.holders_of(address, exactly=True) if holder.pid not in members)
 
 
 def _join_classic(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -300,6 +302,25 @@ def test_without_privilege(python, powerless, bpffs):
     fallback = python(JOIN, "auto", bpffs, 0, 0, prefix=powerless)
     assert fallback == {"balancer": "classic", "mounted": True} | answer
     assert list(bpffs.glob("aiolb")) == []
+
+
+def test_others_on_the_port(joining, address):
+    """Who joins a group on a port where another process has a socket of its own is told of that process."""
+    code = """
+import os, socket, sys
+from aiolb import sockets
+from aiolb.address import Address
+sock = sockets.bind_reuseport(Address("127.0.0.1", int(sys.argv[1])))
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(address.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        pid = int(other.stdout.readline())
+        assert [holder.pid for holder in joining(index=0, count=2).others] == [pid]
+        other.communicate("")
+    assert joining(index=1).others == ()
 
 
 def test_with_one_capability(python, needs, bpffs):
