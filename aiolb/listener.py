@@ -17,6 +17,7 @@ from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.steering import Joined, JoinOptions
 from aiolb.config import ServeConfig
 from aiolb.protocol import Application, CollectorProtocol
+from aiolb.receive import choose
 from aiolb.stats import SocketStatistics
 from aiolb.transport import create_transport
 
@@ -45,15 +46,21 @@ class Listener:
         self._log = structlog.get_logger().bind(bind=str(address))
         self._memory = sockets.memory(self._sock)
         self._report_joining(joined)
+        parts = choose.best()
+        if parts.trains:
+            sockets.enable_gro(self._sock)
         protocol_factory = partial(
             CollectorProtocol,
             application,
             concurrency=config.concurrency,
             backlog=config.backlog,
             batches=application.takes_batches,
+            stepper=parts.stepper,
             loop=asyncio.get_running_loop(),
         )
-        self.transport, self.protocol = create_transport(asyncio.get_running_loop(), self._sock, protocol_factory)
+        self.transport, self.protocol = create_transport(
+            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver
+        )
 
     @classmethod
     def open(cls, address: Address, application: Application, config: ServeConfig) -> Self:
@@ -203,6 +210,7 @@ class Listener:
             balancer=self.balancer,
             received=lanes.received,
             received_bytes=receiver.bytes,
+            messages=receiver.messages,
             truncated=receiver.truncated,
             handled=lanes.handled,
             errors=lanes.errors,

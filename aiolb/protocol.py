@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 
 from aiolb.errors import ConfigurationError
+from aiolb.receive.step import PlainStepper
 from aiolb.stats import ProtocolStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from aiolb.receive.contract import Datagram
+    from aiolb.receive.step import Stepper, StepperFactory
 
 CURRENT_TRANSPORT: ContextVar[asyncio.DatagramTransport] = ContextVar("aiolb_transport")
 """Inside a handler: the transport that its datagram came in on."""
@@ -26,8 +29,10 @@ CONCURRENCY = 128
 BACKLOG = 4096
 """Datagrams that may be held before reading is paused, unless told otherwise."""
 
-# Datagrams that a lane handles before it lets timers and other tasks run.
-_STEP = range(64)
+# Seconds for which a lane handles datagrams before it lets timers and other tasks run, and how many it handles
+# between two looks at the clock.
+_TURN = 0.001
+_STEP = 64
 _LOG_INTERVAL = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -77,15 +82,23 @@ class _Lane:
     from the moment its handler is found suspended until everything in ``backlog`` is handled too.
     """
 
-    __slots__ = ("backlog", "batch", "item", "source", "task", "wakeup")
+    __slots__ = ("backlog", "batch", "source", "stepper", "task", "wakeup")
 
-    def __init__(self) -> None:
-        self.item: Datagram | None = None
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
         self.batch: tuple[Datagram, ...] = ()
         self.source: Any = None
         self.backlog: deque[Datagram] = deque()
         self.task: asyncio.Task[None] | None = None
         self.wakeup: asyncio.Future[None] | None = None
+
+    @property
+    def item(self) -> Datagram | None:
+        return self.stepper.item
+
+    @item.setter
+    def item(self, item: Datagram | None) -> None:
+        self.stepper.item = item
 
     def in_hand(self) -> tuple[Datagram, ...]:
         return (self.item,) if self.item is not None else self.batch
@@ -115,16 +128,17 @@ class CollectorProtocol(asyncio.DatagramProtocol):
     """Runs the handlers of an application over one transport, and loses no datagram until ``stop``.
 
     One lane at a time is the runner: it takes pending datagrams one after the other and awaits the handler
-    of each. A handler that never blocks costs that one await. When the runner is still suspended in a
-    handler after its step, it becomes the holder of that datagram's source and another lane becomes the
-    runner, up to ``concurrency`` lanes. The runner moves datagrams of a held source behind its holder, who
+    of each. A handler that never blocks costs that one await. When a handler is suspended, the runner
+    becomes the holder of that datagram's source and another lane becomes the runner, up to
+    ``concurrency`` lanes. The runner moves datagrams of a held source behind its holder, who
     handles them in order before it lets the source go.
 
     Reading is paused when every lane is suspended with datagrams pending, when ``backlog`` datagrams are
     pending or waiting, and while the transport's write buffer is over its limit. It resumes when nothing
     is pending and half of the backlog is gone.
 
-    With ``batches`` there is one lane, which hands all that is pending to ``handle_batch``.
+    With ``batches`` there is one lane, which hands all that is pending to ``handle_batch``. ``stepper`` makes
+    the inner loop of each lane.
 
     Raises ConfigurationError when concurrency or backlog is not positive.
     """
@@ -136,6 +150,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         concurrency: int = CONCURRENCY,
         backlog: int = BACKLOG,
         batches: bool = False,
+        stepper: StepperFactory = PlainStepper,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         if concurrency < 1 or backlog < 1:
@@ -144,6 +159,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._concurrency = 1 if batches else concurrency
         self._backlog = backlog
         self._work = self._run_batch if batches else self._run
+        self._stepper_factory = stepper
         self._loop = loop
         self._transport: asyncio.DatagramTransport | None = None
         self._context = copy_context()
@@ -298,10 +314,13 @@ class CollectorProtocol(asyncio.DatagramProtocol):
                 lane.wakeup.set_result(None)
                 return
         if len(self._lanes) < self._concurrency:
-            self._runner = lane = _Lane()
+            self._runner = lane = self._make_lane()
             self._open(lane)
         else:
             self._pause()
+
+    def _make_lane(self) -> _Lane:
+        return _Lane(self._stepper_factory(self._pending, self._holders, self._put_behind))
 
     def _open(self, lane: _Lane) -> None:
         self._lanes.add(lane)
@@ -330,40 +349,30 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         await lane.wakeup
 
     async def _run(self, lane: _Lane) -> None:
-        """Be the runner for one step: until nothing is pending, or a handler was suspended."""
-        self._loop.call_soon(self._after_step, lane, context=self._context)
-        pending, holders, handle = self._pending, self._holders, self._application.handle
-        for _ in _STEP:
-            if not pending:
-                break
-            item = pending.popleft()
-            datagram, addr = item
-            if holders and addr[0] in holders:
-                holders[addr[0]].backlog.append(item)
-                self._waiting += 1
-                continue
-            lane.item = item
+        """Be the runner for one turn: until nothing is pending, a handler was suspended, or the time is over."""
+        pending, handle, end = self._pending, self._application.handle, time.monotonic() + _TURN
+        while pending:
             try:
-                await handle(datagram, addr)
+                rest = lane.stepper.step(handle, _STEP)
+                if rest is not None:
+                    self._hand_over(lane)
+                    await rest
             except BaseException as error:
                 if self._failed(lane, error):
                     raise
             if self._runner is not lane:
                 lane.item = None
                 return
+            if time.monotonic() >= end:
+                lane.item = None
+                await asyncio.sleep(0)
+                return
         lane.item = None
-        if pending:
-            await asyncio.sleep(0)
-        else:
-            self._runner = None
-            self._make_room()
+        self._runner = None
+        self._make_room()
 
-    def _after_step(self, lane: _Lane) -> None:
-        """See whether the runner's step ended inside a handler; if so, somebody else goes on.
-
-        Loops run what is ready in order, so this comes before the handler can continue. A loop that did not
-        would only delay the hand-over: a lane that continues is still the runner.
-        """
+    def _hand_over(self, lane: _Lane) -> None:
+        """The runner's handler is suspended: it holds its source from now on, and somebody else goes on."""
         if self._runner is lane and lane.item is not None:
             lane.source = lane.item[1][0]
             self._holders[lane.source] = lane
@@ -373,10 +382,17 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             else:
                 self._make_room()
 
+    def _put_behind(self, item: Datagram) -> None:
+        """Put a datagram of a held source behind what its holder works on."""
+        self._holders[item[1][0]].backlog.append(item)
+        self._waiting += 1
+        if self._waiting >= self._backlog:
+            self._pause()
+
     async def _finish_source(self, lane: _Lane) -> None:
-        """Handle for one step what waits behind this lane, and let its source go when nothing does."""
-        backlog, handle = lane.backlog, self._application.handle
-        for _ in _STEP:
+        """Handle for one turn what waits behind this lane, and let its source go when nothing does."""
+        backlog, handle, end = lane.backlog, self._application.handle, time.monotonic() + _TURN
+        while True:
             if self._stopped or lane.is_cancelled():
                 lane.item = None
                 return
@@ -392,6 +408,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             except BaseException as error:
                 if self._failed(lane, error):
                     raise
+            if time.monotonic() >= end:
+                break
         lane.item = None
         await asyncio.sleep(0)
 
@@ -430,7 +448,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
     def _succeed(self, lane: _Lane) -> None:
         del self._holders[lane.source]
         if lane.backlog:
-            successor = _Lane()
+            successor = self._make_lane()
             successor.source, successor.backlog = lane.source, lane.backlog
             self._holders[successor.source] = successor
             self._open(successor)

@@ -46,6 +46,8 @@ class SocketStatistics:
     """Datagrams taken from the socket."""
     received_bytes: int
     """Bytes of payload in them."""
+    messages: int
+    """What the kernel handed over: a datagram, or a train of them, which is one."""
     truncated: int
     """Datagrams that the kernel had to cut."""
     handled: int

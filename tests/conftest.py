@@ -15,6 +15,8 @@ from hypothesis import settings
 from aiolb.bpf import compiler
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.errors import CompileError
+from aiolb.receive import choose
+from aiolb.receive.choose import Parts
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -50,6 +52,19 @@ def needs() -> Callable[[str, str], str]:
         return str(path)
 
     return find
+
+
+@pytest.fixture(scope="session", params=["plain", "fast"])
+def parts(request: pytest.FixtureRequest) -> Parts:
+    """The interchangeable parts: a test with this runs on the plain ones and on the compiled ones."""
+    if request.param == "plain":
+        return choose.PLAIN
+    try:
+        return choose.compiled()
+    except ImportError as error:
+        if os.environ.get(choose.REQUIRE_FAST) == "1":
+            raise
+        pytest.skip(f"the compiled parts are not built: {error}")
 
 
 @pytest.fixture(scope="session")

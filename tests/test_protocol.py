@@ -53,6 +53,16 @@ def run(request):
     return lambda main: run_on(request.param, main)
 
 
+CHOSEN = {}
+"""The options that the parameter of a test chose."""
+
+
+@pytest.fixture(autouse=True)
+def stepper(parts, monkeypatch):
+    """Run every test on both inner loops."""
+    monkeypatch.setitem(CHOSEN, "stepper", parts.stepper)
+
+
 @pytest.fixture(autouse=True)
 def logged():
     """What was logged, instead of showing it."""
@@ -125,7 +135,7 @@ class Recorder:
 
 def make(app, **options):
     """A protocol on the running loop and its transport."""
-    protocol = CollectorProtocol(app, loop=asyncio.get_running_loop(), **options)
+    protocol = CollectorProtocol(app, loop=asyncio.get_running_loop(), **CHOSEN, **options)
     transport = PausableTransport()
     protocol.connection_made(transport)
     return protocol, transport
@@ -250,8 +260,9 @@ def test_lanes_are_parked_and_used_again(run):
     run(main)
 
 
-def test_a_long_backlog_lets_the_loop_turn(run):
-    """A lane that works off what waited behind it yields every 64 datagrams, and so does the runner."""
+def test_a_long_backlog_lets_the_loop_turn(run, monkeypatch):
+    """A lane that works off what waited behind it yields when its time is over, and so does the runner."""
+    monkeypatch.setattr(module, "_TURN", 0.0)
 
     async def main():
         app = Recorder()
@@ -1088,9 +1099,10 @@ class Schedule:
     concurrency=st.integers(1, 4),
     backlog=st.integers(1, 12),
     step=st.sampled_from([1, 2, 3, 64]),
+    turn=st.sampled_from([0.0, DEADLINE]),
     stop=st.booleans(),
 )
-def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, stop):  # noqa: PLR0917 - drawn by name
+def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, turn, stop):  # noqa: PLR0917 - drawn
     """Whatever blocks, fails or is cancelled when: each datagram once, in order per source, within limits."""
 
     async def main():
@@ -1110,7 +1122,8 @@ def test_any_schedule(loop_name, plan, actions, concurrency, backlog, step, stop
         await asyncio.sleep(0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_STEP", range(step))
+        patch.setattr(module, "_STEP", step)
+        patch.setattr(module, "_TURN", turn)
         run_on(loop_name, main)
 
 

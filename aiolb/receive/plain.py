@@ -6,37 +6,56 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from aiolb.receive.contract import BATCH
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS
 
 if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
 
-# No UDP payload and no train is longer (RFC 768: the length field has 16 bits).
-_BUFFER_SIZE = 65536
-# Linux include/uapi/linux/udp.h; the socket module of Python has no name for it.
+# Linux names that the socket module of Python 3.11 lacks (include/uapi/linux/udp.h, asm-generic/socket.h).
 _UDP_GRO = 104
+_SO_TIMESTAMPNS = 35
 _SEGMENT_SIZE = struct.Struct("@i")
-_CONTROL_SIZE = socket.CMSG_SPACE(_SEGMENT_SIZE.size)
+_TIMESPEC = struct.Struct("@ll")
+_CONTROL_SIZE = socket.CMSG_SPACE(_SEGMENT_SIZE.size) + socket.CMSG_SPACE(_TIMESPEC.size)
 
 
 class PlainReceiver:
     """A :class:`~aiolb.receive.contract.Receiver` without compiled code.
 
     Trains are split if UDP_GRO is on when the receiver is made; a socket that is inherited may have it on.
-    The buffer is reused because a fresh one for each datagram can cost an mmap each time, which is several
-    times the price of the datagram. Raises OSError if the socket is closed.
+    The buffer of ``size`` bytes is reused because a fresh one for each datagram can cost an mmap each time,
+    which is several times the price of the datagram. A datagram longer than that is cut, and counted where
+    trains or timestamps make the kernel tell. Raises ValueError for a number below 1, OSError if the socket
+    is closed.
     """
 
-    def __init__(self, sock: socket.socket, *, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        batch: int = BATCH,
+        limit: int = DATAGRAMS,
+        size: int = BUFFER_SIZE,
+        timestamps: bool = False,
+    ) -> None:
+        if batch < 1 or limit < 1 or size < 1:
+            raise ValueError(f"batch {batch}, limit {limit} and size {size} must be at least 1")
         self.datagrams = 0
         self.bytes = 0
         self.truncated = 0
+        self.messages = 0
+        self.trains = 0
+        self.timestamps: list[int] = []
         self._batch = batch
-        self._buffer = bytearray(_BUFFER_SIZE)
+        self._limit = limit
+        self._buffer = bytearray(size)
         self._view = memoryview(self._buffer)
         self._recvfrom_into = sock.recvfrom_into
         self._recvmsg_into = sock.recvmsg_into
-        self._trains = _gives_trains(sock)
+        self._stamped = timestamps
+        if timestamps:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._with_control = timestamps or _gives_trains(sock)
         self._error: OSError | None = None
 
     def receive(self) -> list[Datagram]:
@@ -45,8 +64,9 @@ class PlainReceiver:
             error, self._error = self._error, None
             raise error
         batch: list[Datagram] = []
+        self.timestamps = []
         try:
-            if self._trains:
+            if self._with_control:
                 self._take_trains(batch)
             else:
                 self._take_datagrams(batch)
@@ -70,6 +90,7 @@ class PlainReceiver:
                 total += size
         finally:
             self.bytes += total
+            self.messages += len(batch)
 
     def _take_trains(self, batch: list[Datagram]) -> None:
         view, buffers = self._view, [self._buffer]
@@ -77,12 +98,19 @@ class PlainReceiver:
             size, control, flags, addr = self._recvmsg_into(buffers, _CONTROL_SIZE)
             if flags & socket.MSG_TRUNC:
                 self.truncated += 1
+            self.messages += 1
             self.bytes += size
-            segment = _segment_size(control) or size
-            if size <= segment:
+            segment, stamp = _read_control(control)
+            before = len(batch)
+            if not segment or size <= segment:
                 batch.append((bytes(view[:size]), addr))
             else:
+                self.trains += 1
                 batch += [(bytes(view[at : min(at + segment, size)]), addr) for at in range(0, size, segment)]
+            if self._stamped:
+                self.timestamps += [stamp] * (len(batch) - before)
+            if len(batch) >= self._limit:
+                break
 
 
 def _gives_trains(sock: socket.socket) -> bool:
@@ -93,9 +121,13 @@ def _gives_trains(sock: socket.socket) -> bool:
         return False
 
 
-def _segment_size(control: list[tuple[int, int, bytes]]) -> int:
-    """The length in bytes of each datagram of a train but its last; 0 for a message that is no train."""
+def _read_control(control: list[tuple[int, int, bytes]]) -> tuple[int, int]:
+    """The bytes of each datagram of a train but its last, and the time in nanoseconds; 0 for what is not told."""
+    segment = stamp = 0
     for level, kind, data in control:
-        if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-            return int(_SEGMENT_SIZE.unpack_from(data)[0])
-    return 0
+        if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+            segment = _SEGMENT_SIZE.unpack_from(data)[0]
+        elif (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+            stamp = seconds * 1_000_000_000 + nanoseconds
+    return segment, stamp

@@ -1,0 +1,55 @@
+# The layout of the compiled receiver.
+
+from libc.stdint cimport uint64_t
+from cpython.ref cimport PyObject
+
+from aiolb.receive._linux cimport iovec, mmsghdr
+
+cdef struct Name:
+    # A raw sockaddr_in or sockaddr_in6 with zeros behind it, so that two are compared in four steps.
+    uint64_t words[4]
+
+cdef struct Entry:
+    Name name
+    PyObject *addr
+
+cdef struct Control:
+    # Room for UDP_GRO and SCM_TIMESTAMPNS, and for SO_RXQ_OVFL where somebody switched that on.
+    uint64_t words[16]
+
+cdef class AddressBook:
+    cdef Entry *_entries
+    cdef uint64_t _seed
+
+    cdef tuple find(self, const Name *name)
+
+cdef class FastReceiver:
+    cdef readonly unsigned long long datagrams
+    cdef readonly unsigned long long bytes
+    cdef readonly unsigned long long truncated
+    cdef readonly unsigned long long messages
+    cdef readonly unsigned long long trains
+    cdef readonly list timestamps
+    cdef object _sock
+    cdef AddressBook _book
+    cdef unsigned int _batch
+    cdef unsigned int _limit
+    cdef unsigned int _vlen
+    cdef size_t _size
+    cdef size_t _stride
+    cdef size_t _control_size
+    cdef bint _stamped
+    cdef bint _busy
+    cdef char *_buffers
+    cdef mmsghdr *_messages
+    cdef iovec *_vectors
+    cdef Name *_names
+    cdef Control *_controls
+    cdef unsigned int *_segments
+    cdef unsigned long long *_stamps
+
+    cdef void _rearm(self, unsigned int i) noexcept
+    cdef void _read_control(self, unsigned int i) noexcept
+    cdef int _fill(self, int fd) except -2
+    cdef Py_ssize_t _measure(self, unsigned int taken)
+    cdef list _split(self, unsigned int taken, Py_ssize_t total)

@@ -1,0 +1,255 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""The compiled receiver: one recvmmsg into reused buffers, trains split, address tuples made once per sender."""
+
+import os
+import socket
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from aiolb.receive._linux cimport (
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, IPPROTO_UDP, MSG_DONTWAIT,
+    MSG_TRUNC, SO_TIMESTAMPNS, SOL_SOCKET, UDP_GRO, cmsghdr, inet_ntop, iovec, mmsghdr, ntohl, ntohs, recvmmsg,
+    sockaddr_in, sockaddr_in6, timespec,
+)
+
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS
+
+cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(PyObject *)
+
+# Senders whose address tuple is kept: about 1 MiB at most, whoever sends.
+cdef enum:
+    ENTRIES = 4096
+# Buffers exactly 64 KiB apart would share one set of the processor's caches: a cache line more than a page apart
+# from that, their first bytes do not.
+cdef enum:
+    SKEW = 4096 + 64
+
+
+cdef class AddressBook:
+    """The address tuples of recent senders, by raw address; a sender may push another one out, never add to it."""
+
+    def __cinit__(self):
+        self._entries = <Entry *>calloc(ENTRIES, sizeof(Entry))
+        if self._entries == NULL:
+            raise MemoryError
+        # Nobody can aim senders at one entry, which would make each of their datagrams dearer.
+        self._seed = int.from_bytes(os.urandom(8), "little")
+
+    def __dealloc__(self):
+        cdef int i
+        if self._entries != NULL:
+            for i in range(ENTRIES):
+                Py_XDECREF(self._entries[i].addr)
+            free(self._entries)
+
+    cdef tuple find(self, const Name *name):
+        cdef uint64_t mixed = (name.words[0] ^ self._seed) * <uint64_t>0x9E3779B97F4A7C15
+        cdef Entry *entry
+        cdef PyObject *old
+        cdef tuple addr
+        mixed = (mixed ^ (mixed >> 32) ^ name.words[1]) * <uint64_t>0xD6E8FEB86659FD93
+        mixed = (mixed ^ (mixed >> 32) ^ name.words[2]) * <uint64_t>0xD6E8FEB86659FD93
+        mixed = (mixed ^ (mixed >> 32) ^ name.words[3]) * <uint64_t>0xD6E8FEB86659FD93
+        entry = &self._entries[(mixed >> 32) % ENTRIES]
+        if entry.addr != NULL and _same(&entry.name, name):
+            return <tuple>entry.addr
+        addr = _make_addr(name)
+        old = entry.addr
+        entry.name = name[0]
+        Py_INCREF(addr)
+        entry.addr = <PyObject *>addr
+        Py_XDECREF(old)
+        return addr
+
+
+cdef class FastReceiver:
+    """A :class:`~aiolb.receive.contract.Receiver` of an IPv4 or IPv6 UDP socket that takes a batch in one system call.
+
+    See the .pyi file for what it promises.
+    """
+
+    def __cinit__(self, sock, *, unsigned int batch=BATCH, unsigned int limit=DATAGRAMS,
+                  size_t size=BUFFER_SIZE, bint timestamps=False):
+        if batch < 1 or limit < 1 or size < 1:
+            raise ValueError(f"batch {batch}, limit {limit} and size {size} must be at least 1")
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"a socket of IPv4 or IPv6 is needed, not {sock.family!r}")
+        self._sock = sock
+        self._book = AddressBook()
+        self._batch = self._vlen = batch
+        self._limit = limit
+        self._size = size
+        self._stride = size + SKEW
+        self._stamped = timestamps
+        if timestamps:
+            sock.setsockopt(SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        # A datagram costs the kernel less when there is nothing to say beside it.
+        self._control_size = sizeof(Control) if timestamps or _gives_trains(sock) else 0
+        self.timestamps = []
+        self._allocate()
+
+    def _allocate(self):
+        self._buffers = <char *>malloc(self._batch * self._stride)
+        self._messages = <mmsghdr *>calloc(self._batch, sizeof(mmsghdr))
+        self._vectors = <iovec *>calloc(self._batch, sizeof(iovec))
+        self._names = <Name *>calloc(self._batch, sizeof(Name))
+        self._controls = <Control *>calloc(self._batch, sizeof(Control))
+        self._segments = <unsigned int *>calloc(self._batch, sizeof(unsigned int))
+        self._stamps = <unsigned long long *>calloc(self._batch, sizeof(unsigned long long))
+        if (self._buffers == NULL or self._messages == NULL or self._vectors == NULL or self._names == NULL
+                or self._controls == NULL or self._segments == NULL or self._stamps == NULL):
+            raise MemoryError
+        cdef unsigned int i
+        for i in range(self._batch):
+            self._vectors[i].iov_base = self._buffers + i * self._stride
+            self._vectors[i].iov_len = self._size
+            self._messages[i].msg_hdr.msg_iov = &self._vectors[i]
+            self._messages[i].msg_hdr.msg_iovlen = 1
+            self._messages[i].msg_hdr.msg_name = &self._names[i]
+            self._messages[i].msg_hdr.msg_control = &self._controls[i] if self._control_size else NULL
+            self._rearm(i)
+
+    def __dealloc__(self):
+        free(self._buffers)
+        free(self._messages)
+        free(self._vectors)
+        free(self._names)
+        free(self._controls)
+        free(self._segments)
+        free(self._stamps)
+
+    cdef void _rearm(self, unsigned int i) noexcept:
+        self._messages[i].msg_hdr.msg_namelen = sizeof(Name)
+        self._messages[i].msg_hdr.msg_controllen = self._control_size
+
+    def receive(self):
+        """Take one batch; see :meth:`aiolb.receive.contract.Receiver.receive`."""
+        if self._busy:
+            raise RuntimeError("another thread is inside receive()")
+        self._busy = True
+        self.timestamps = []
+        try:
+            taken = self._fill(self._sock.fileno())
+            return self._split(taken, self._measure(taken)) if taken else []
+        finally:
+            self._busy = False
+
+    cdef int _fill(self, int fd) except -2:
+        """One system call; how many messages it took."""
+        cdef int taken, error = 0
+        with nogil:
+            taken = recvmmsg(fd, self._messages, self._vlen, MSG_DONTWAIT, NULL)
+            if taken < 0:
+                error = errno
+        if taken >= 0:
+            return taken
+        if error == EINTR:
+            PyErr_CheckSignals()
+        elif error != EAGAIN:
+            raise OSError(error, os.strerror(error))
+        return 0
+
+    cdef Py_ssize_t _measure(self, unsigned int taken):
+        """Read what came beside each message, and make it ready for the next call; the datagrams in all."""
+        cdef unsigned int i, size, count, most = 1
+        cdef Py_ssize_t total = 0
+        cdef mmsghdr *message
+        for i in range(taken):
+            message = &self._messages[i]
+            size = message.msg_len
+            self._segments[i] = size
+            self._stamps[i] = 0
+            if message.msg_hdr.msg_controllen:
+                self._read_control(i)
+            if message.msg_hdr.msg_flags & MSG_TRUNC:
+                self.truncated += 1
+            count = 1
+            if self._segments[i] < size:
+                count = (size + self._segments[i] - 1) / self._segments[i]
+                self.trains += 1
+                most = max(most, count)
+            total += count
+            self.bytes += size
+            self._rearm(i)
+        self.messages += taken
+        self.datagrams += total
+        self._vlen = max(1, min(self._batch, self._limit / most))
+        return total
+
+    cdef void _read_control(self, unsigned int i) noexcept:
+        cdef cmsghdr *control = CMSG_FIRSTHDR(&self._messages[i].msg_hdr)
+        cdef timespec *time
+        while control != NULL:
+            if control.cmsg_level == IPPROTO_UDP and control.cmsg_type == UDP_GRO:
+                self._segments[i] = (<int *>CMSG_DATA(control))[0] or self._messages[i].msg_len
+            elif control.cmsg_level == SOL_SOCKET and control.cmsg_type == SO_TIMESTAMPNS:
+                time = <timespec *>CMSG_DATA(control)
+                self._stamps[i] = <unsigned long long>time.tv_sec * 1_000_000_000 + time.tv_nsec
+            control = CMSG_NXTHDR(&self._messages[i].msg_hdr, control)
+
+    cdef list _split(self, unsigned int taken, Py_ssize_t total):
+        cdef list batch = PyList_New(total), stamps = self.timestamps
+        cdef Py_ssize_t at = 0
+        cdef unsigned int i, left, segment
+        cdef char *data
+        cdef tuple addr, item
+        cdef bytes datagram
+        for i in range(taken):
+            addr = self._book.find(&self._names[i])
+            data = <char *>self._vectors[i].iov_base
+            left, segment = self._messages[i].msg_len, self._segments[i]
+            while True:
+                if segment > left:
+                    segment = left
+                datagram = PyBytes_FromStringAndSize(data, segment)
+                item = PyTuple_New(2)
+                Py_INCREF(datagram)
+                PyTuple_SET_ITEM(item, 0, datagram)
+                Py_INCREF(addr)
+                PyTuple_SET_ITEM(item, 1, addr)
+                # It can be in no cycle: the garbage collector need not look at thousands of them.
+                PyObject_GC_UnTrack(<PyObject *>item)
+                Py_INCREF(item)
+                PyList_SET_ITEM(batch, at, item)
+                if self._stamped:
+                    stamps.append(self._stamps[i])
+                at += 1
+                left -= segment
+                if left == 0:
+                    break
+                data += segment
+        return batch
+
+
+cdef inline bint _same(const Name *a, const Name *b) noexcept:
+    return (a.words[0] == b.words[0] and a.words[1] == b.words[1]
+            and a.words[2] == b.words[2] and a.words[3] == b.words[3])
+
+
+cdef tuple _make_addr(const Name *name):
+    """The tuple that the socket module makes: inet_ntop(3) and the numbers in host order."""
+    cdef char text[64]
+    cdef const sockaddr_in *v4 = <const sockaddr_in *>name
+    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>name
+    if v4.sin_family == AF_INET:
+        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
+        return (text.decode("ascii"), ntohs(v4.sin_port))
+    inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
+    return (text.decode("ascii"), ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
+
+
+def _gives_trains(sock):
+    try:
+        return bool(sock.getsockopt(IPPROTO_UDP, UDP_GRO))
+    except OSError:
+        # A kernel before 5.0: no trains.
+        return False
