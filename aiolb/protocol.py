@@ -164,7 +164,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._context = copy_context()
 
-        self._pending: deque[Datagram] = deque()
+        self._pending = stepper.queue()
         self._runner: _Lane | None = None
         self._holders: dict[Any, _Lane] = {}
         self._waiting = 0

@@ -13,7 +13,7 @@ from aiolb.receive.plain import PlainReceiver
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aiolb.receive.contract import Datagram, Receiver, ReceiverFactory
 
@@ -96,7 +96,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to this protocol from now on."""
         self._protocol: Any = protocol
-        self._deliver: Callable[[list[Datagram]], None] = getattr(protocol, "datagrams_received", self._deliver_singly)
+        self._deliver: Callable[[Sequence[Datagram]], None] = getattr(protocol, "datagrams_received", self._deliver_singly)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that this transport delivers to."""
@@ -131,19 +131,20 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._closing:
                 break
             try:
-                batch = self.receiver.receive()
+                batch = self.receiver.take()
             except OSError as error:
                 self._protocol.error_received(error)
                 continue
-            if batch:
+            count = len(batch)
+            if count:
                 self._deliver(batch)
-            return len(batch)
+            return count
         return 0
 
     def _readable(self) -> None:
         self.receive_now()
 
-    def _deliver_singly(self, batch: list[Datagram]) -> None:
+    def _deliver_singly(self, batch: Sequence[Datagram]) -> None:
         for datagram, addr in batch:
             # The rest of the batch has left the kernel's queue: one failure must not lose it.
             self._call_protocol(self._protocol.datagram_received, datagram, addr)

@@ -23,6 +23,25 @@ cdef class AddressBook:
 
     cdef tuple find(self, const Name *name)
 
+cdef class Batch:
+    # Datagrams that nobody has made yet: `next` makes one, and `addr` is its address until the one after.
+    cdef Py_ssize_t left
+    cdef object addr
+    cdef FastReceiver _receiver
+    cdef unsigned int _message
+    cdef unsigned int _count
+    cdef char *_data
+    cdef unsigned int _rest
+    cdef unsigned int _segment
+    cdef list _made
+    cdef Py_ssize_t _at
+
+    cdef object next(self)
+    cdef int _open_message(self) except -1
+    cdef list settle(self)
+
+cdef Batch ready(object datagrams)
+
 cdef class FastReceiver:
     cdef readonly unsigned long long datagrams
     cdef readonly unsigned long long bytes
@@ -32,6 +51,7 @@ cdef class FastReceiver:
     cdef readonly list timestamps
     cdef object _sock
     cdef AddressBook _book
+    cdef Batch _last
     cdef unsigned int _batch
     cdef unsigned int _limit
     cdef unsigned int _vlen
@@ -46,10 +66,11 @@ cdef class FastReceiver:
     cdef Name *_names
     cdef Control *_controls
     cdef unsigned int *_segments
+    cdef unsigned int *_counts
     cdef unsigned long long *_stamps
 
     cdef void _rearm(self, unsigned int i) noexcept
     cdef void _read_control(self, unsigned int i) noexcept
     cdef int _fill(self, int fd) except -2
     cdef Py_ssize_t _measure(self, unsigned int taken)
-    cdef list _split(self, unsigned int taken, Py_ssize_t total)
+    cdef int _note_times(self, unsigned int taken) except -1

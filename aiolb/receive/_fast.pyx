@@ -104,9 +104,11 @@ cdef class FastReceiver:
         self._names = <Name *>calloc(self._batch, sizeof(Name))
         self._controls = <Control *>calloc(self._batch, sizeof(Control))
         self._segments = <unsigned int *>calloc(self._batch, sizeof(unsigned int))
+        self._counts = <unsigned int *>calloc(self._batch, sizeof(unsigned int))
         self._stamps = <unsigned long long *>calloc(self._batch, sizeof(unsigned long long))
         if (self._buffers == NULL or self._messages == NULL or self._vectors == NULL or self._names == NULL
-                or self._controls == NULL or self._segments == NULL or self._stamps == NULL):
+                or self._controls == NULL or self._segments == NULL or self._counts == NULL
+                or self._stamps == NULL):
             raise MemoryError
         cdef unsigned int i
         for i in range(self._batch):
@@ -125,6 +127,7 @@ cdef class FastReceiver:
         free(self._names)
         free(self._controls)
         free(self._segments)
+        free(self._counts)
         free(self._stamps)
 
     cdef void _rearm(self, unsigned int i) noexcept:
@@ -133,15 +136,31 @@ cdef class FastReceiver:
 
     def receive(self):
         """Take one batch; see :meth:`aiolb.receive.contract.Receiver.receive`."""
+        cdef Batch batch = self.take()
+        return batch.settle()
+
+    def take(self):
+        """Take one batch; see :meth:`aiolb.receive.contract.Receiver.take`."""
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef int taken
         if self._busy:
-            raise RuntimeError("another thread is inside receive()")
+            raise RuntimeError("another thread is inside the receiver")
         self._busy = True
-        self.timestamps = []
         try:
+            if self._last is not None:
+                # What nobody has looked at yet is still in the buffers.
+                self._last.settle()
+                self._last = None
             taken = self._fill(self._sock.fileno())
-            return self._split(taken, self._measure(taken)) if taken else []
+            batch.left = self._measure(taken)
+            if self._stamped:
+                self._note_times(taken)
         finally:
             self._busy = False
+        if taken:
+            batch._receiver = self
+            self._last = batch
+        return batch
 
     cdef int _fill(self, int fd) except -2:
         """One system call; how many messages it took."""
@@ -177,6 +196,7 @@ cdef class FastReceiver:
                 count = (size + self._segments[i] - 1) / self._segments[i]
                 self.trains += 1
                 most = max(most, count)
+            self._counts[i] = count
             total += count
             self.bytes += size
             self._rearm(i)
@@ -196,38 +216,89 @@ cdef class FastReceiver:
                 self._stamps[i] = <unsigned long long>time.tv_sec * 1_000_000_000 + time.tv_nsec
             control = CMSG_NXTHDR(&self._messages[i].msg_hdr, control)
 
-    cdef list _split(self, unsigned int taken, Py_ssize_t total):
-        cdef list batch = PyList_New(total), stamps = self.timestamps
-        cdef Py_ssize_t at = 0
-        cdef unsigned int i, left, segment
-        cdef char *data
-        cdef tuple addr, item
-        cdef bytes datagram
+    cdef int _note_times(self, unsigned int taken) except -1:
+        cdef unsigned int i
+        self.timestamps = []
         for i in range(taken):
-            addr = self._book.find(&self._names[i])
-            data = <char *>self._vectors[i].iov_base
-            left, segment = self._messages[i].msg_len, self._segments[i]
-            while True:
-                if segment > left:
-                    segment = left
-                datagram = PyBytes_FromStringAndSize(data, segment)
+            self.timestamps += [self._stamps[i]] * self._counts[i]
+        return 0
+
+
+cdef class Batch:
+    """Datagrams of one call, each made when somebody wants it: most of them live as long as their handler.
+
+    A sequence of datagrams for whoever looks at it as one; it is settled then, its datagrams made.
+    """
+
+    def __len__(self):
+        return self.left
+
+    def __iter__(self):
+        return iter(self.settle())
+
+    def __getitem__(self, index):
+        return self.settle()[index]
+
+    cdef object next(self):
+        """Make the next datagram; there must be one."""
+        cdef object datagram
+        cdef unsigned int size
+        if self._made is not None:
+            datagram, self.addr = self._made[self._at]
+            self._at += 1
+        else:
+            if self._count == 0:
+                self._open_message()
+            size = self._segment if self._segment < self._rest else self._rest
+            datagram = PyBytes_FromStringAndSize(self._data, size)
+            self._data += size
+            self._rest -= size
+            self._count -= 1
+        self.left -= 1
+        return datagram
+
+    cdef int _open_message(self) except -1:
+        cdef unsigned int i = self._message
+        self.addr = self._receiver._book.find(&self._receiver._names[i])
+        self._data = <char *>self._receiver._vectors[i].iov_base
+        self._rest = self._receiver._messages[i].msg_len
+        self._segment = self._receiver._segments[i]
+        self._count = self._receiver._counts[i]
+        self._message += 1
+        return 0
+
+    cdef list settle(self):
+        """All that is left, made: from then on it is independent of the receiver's buffers."""
+        cdef Py_ssize_t i, total = self.left
+        cdef list made
+        cdef tuple item
+        cdef object datagram
+        if self._made is None:
+            made = PyList_New(total)
+            for i in range(total):
+                datagram = self.next()
                 item = PyTuple_New(2)
                 Py_INCREF(datagram)
                 PyTuple_SET_ITEM(item, 0, datagram)
-                Py_INCREF(addr)
-                PyTuple_SET_ITEM(item, 1, addr)
+                Py_INCREF(self.addr)
+                PyTuple_SET_ITEM(item, 1, self.addr)
                 # It can be in no cycle: the garbage collector need not look at thousands of them.
                 PyObject_GC_UnTrack(<PyObject *>item)
                 Py_INCREF(item)
-                PyList_SET_ITEM(batch, at, item)
-                if self._stamped:
-                    stamps.append(self._stamps[i])
-                at += 1
-                left -= segment
-                if left == 0:
-                    break
-                data += segment
-        return batch
+                PyList_SET_ITEM(made, i, item)
+            self._made, self.left, self._receiver = made, total, None
+        elif self._at:
+            del self._made[:self._at]
+            self._at = 0
+        return self._made
+
+
+cdef Batch ready(object datagrams):
+    """A batch of datagrams that exist already."""
+    cdef Batch batch = Batch.__new__(Batch)
+    batch._made = list(datagrams)
+    batch.left = len(batch._made)
+    return batch
 
 
 cdef inline bint _same(const Name *a, const Name *b) noexcept:

@@ -4,6 +4,9 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 
+from aiolb.receive._fast_pending cimport FastPending
+
+from aiolb.receive._fast_pending import FastPending as Queue
 from aiolb.receive.step import as_coroutine
 
 cdef extern from "Python.h":
@@ -17,32 +20,47 @@ cdef extern from "Python.h":
 cdef class FastStepper:
     """A :class:`~aiolb.receive.step.Stepper` in C; the twin of PlainStepper."""
 
-    cdef public tuple item
-    cdef object _pending
+    queue = Queue
+
+    cdef FastPending _pending
     cdef dict _holders
     cdef object _put_aside
-    cdef object _popleft
+    cdef object _datagram
+    cdef object _addr
+    cdef bint _has_item
 
-    def __cinit__(self, pending, dict holders, put_aside, /):
+    def __cinit__(self, FastPending pending not None, dict holders not None, put_aside, /):
         self._pending = pending
-        self._popleft = pending.popleft
         self._holders = holders
         self._put_aside = put_aside
 
+    @property
+    def item(self):
+        """The datagram that the lane works on."""
+        return (self._datagram, self._addr) if self._has_item else None
+
+    @item.setter
+    def item(self, item):
+        self._has_item = item is not None
+        self._datagram, self._addr = item or (None, None)
+
     def step(self, handle, int limit):
         """Run handlers; see :meth:`aiolb.receive.step.Stepper.step`."""
-        cdef tuple item
+        cdef object datagram, addr
         cdef PyObject *result
         cdef object coroutine
         cdef int outcome
-        while limit > 0 and self._pending:
+        while limit > 0 and self._pending.size:
             limit -= 1
-            item = self._popleft()
-            if self._holders and item[1][0] in self._holders:
-                self._put_aside(item)
+            datagram = self._pending.next()
+            addr = self._pending.addr
+            if self._holders and addr[0] in self._holders:
+                self._put_aside((datagram, addr))
                 continue
-            self.item = item
-            coroutine = handle(item[0], item[1])
+            self._datagram = datagram
+            self._addr = addr
+            self._has_item = True
+            coroutine = handle(datagram, addr)
             if not PyCoro_CheckExact(coroutine):
                 coroutine = as_coroutine(coroutine)
             outcome = PyIter_Send(coroutine, None, &result)

@@ -58,6 +58,10 @@ class Receiver(Protocol):
         """
         ...
 
+    def take(self) -> Sequence[Datagram]:
+        """Take one batch as ``receive`` does, in a sequence that may make a datagram when it is looked at."""
+        ...
+
     def receive(self) -> list[Datagram]:
         """Take one batch of at most ``batch`` messages, with no waiting.
 

@@ -58,6 +58,10 @@ class PlainReceiver:
         self._with_control = timestamps or _gives_trains(sock)
         self._error: OSError | None = None
 
+    def take(self) -> list[Datagram]:
+        """Take one batch; here it is the same as ``receive``."""
+        return self.receive()
+
     def receive(self) -> list[Datagram]:
         """Take one batch; see :meth:`aiolb.receive.contract.Receiver.receive`."""
         if self._error is not None:

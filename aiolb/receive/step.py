@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections import deque
-
     from aiolb.receive.contract import Datagram
 
 Handler = Callable[[bytes, Any], Awaitable[None]]
+
+
+class Pending(Protocol):
+    """The queue of datagrams that no lane has looked at yet."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Datagram]: ...
+
+    def extend(self, datagrams: Sequence[Datagram], /) -> object:
+        """Put a batch behind the others."""
+        ...
+
+    def popleft(self) -> Datagram:
+        """Take the datagram that is first. Raises IndexError when there is none."""
+        ...
+
+    def clear(self) -> object:
+        """Forget them all."""
+        ...
 
 
 class Stepper(Protocol):
@@ -35,11 +54,16 @@ class Stepper(Protocol):
 
 
 class StepperFactory(Protocol):
-    """Makes the stepper of a lane; every stepper's class is one."""
+    """Makes the stepper of a lane, and the queue that the steppers of all lanes share; a stepper's class is one."""
+
+    @property
+    def queue(self) -> Callable[[], Pending]:
+        """Makes the queue."""
+        ...
 
     def __call__(
         self,
-        pending: deque[Datagram],
+        pending: Pending,
         holders: dict[Any, Any],
         put_aside: Callable[[Datagram], object],
         /,
@@ -51,11 +75,13 @@ class StepperFactory(Protocol):
 class PlainStepper:
     """A :class:`Stepper` without compiled code."""
 
+    queue: ClassVar[Callable[[], Pending]] = deque
+
     __slots__ = ("_holders", "_pending", "_put_aside", "item")
 
     def __init__(
         self,
-        pending: deque[Datagram],
+        pending: Pending,
         holders: dict[Any, Any],
         put_aside: Callable[[Datagram], object],
         /,

@@ -1,0 +1,63 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""The compiled queue of pending datagrams: it keeps batches whole, and a datagram is made when its turn comes."""
+
+from collections import deque
+
+from aiolb.receive._fast cimport Batch, ready
+
+
+cdef class FastPending:
+    """A :class:`~aiolb.receive.step.Pending` of batches."""
+
+    def __cinit__(self):
+        self._batches = deque()
+
+    def __len__(self):
+        return self.size
+
+    def __bool__(self):
+        return self.size > 0
+
+    def __iter__(self):
+        return iter(self._settle())
+
+    def extend(self, datagrams):
+        """Put a batch behind the others."""
+        cdef Batch batch = datagrams if type(datagrams) is Batch else ready(datagrams)
+        if batch.left:
+            self.size += batch.left
+            self._batches.append(batch)
+
+    def popleft(self):
+        """Take the datagram that is first. Raises IndexError when there is none."""
+        if not self.size:
+            raise IndexError("no datagram is pending")
+        datagram = self.next()
+        return (datagram, self.addr)
+
+    def clear(self):
+        """Forget them all."""
+        self._batches.clear()
+        self._head = None
+        self.size = 0
+
+    cdef object next(self):
+        cdef object datagram
+        if self._head is None:
+            self._head = self._batches.popleft()
+        datagram = self._head.next()
+        self.addr = self._head.addr
+        self.size -= 1
+        if not self._head.left:
+            self._head = None
+        return datagram
+
+    cdef list _settle(self):
+        """All of them, as one list; they stay pending."""
+        cdef list all = []
+        cdef Batch batch
+        if self._head is not None:
+            all += self._head.settle()
+        for batch in self._batches:
+            all += batch.settle()
+        return all
