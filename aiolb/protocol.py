@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from asyncio.tasks import _enter_task, _leave_task
 from collections import deque
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,7 +17,8 @@ from aiolb.receive.step import PlainStepper
 from aiolb.stats import ProtocolStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
+    from contextvars import Context
 
     from aiolb.receive.contract import Datagram
     from aiolb.receive.step import Stepper, StepperFactory
@@ -79,13 +81,16 @@ class _Lane:
     """One task that runs handlers, one at a time.
 
     ``item`` (or ``batch``) is what its handler works on. ``source`` is set while the lane holds a source:
-    from the moment its handler is found suspended until everything in ``backlog`` is handled too.
+    from the moment its handler is found suspended until everything in ``backlog`` is handled too. ``rest``
+    is what is left of a handler that was started in the name of the parked task.
     """
 
-    __slots__ = ("backlog", "batch", "source", "stepper", "task", "wakeup")
+    __slots__ = ("backlog", "batch", "context", "rest", "source", "stepper", "task", "wakeup")
 
-    def __init__(self, stepper: Stepper) -> None:
+    def __init__(self, stepper: Stepper, context: Context) -> None:
         self.stepper = stepper
+        self.context = context
+        self.rest: Awaitable[None] | None = None
         self.batch: tuple[Datagram, ...] = ()
         self.source: Any = None
         self.backlog: deque[Datagram] = deque()
@@ -106,6 +111,11 @@ class _Lane:
     def is_cancelled(self) -> bool:
         """Whether somebody asked the task to end, and no handler took that for itself."""
         return self.task is not None and self.task.cancelling() > 0
+
+    def wake(self) -> None:
+        """Let a parked task go on; one that was cancelled does anyway."""
+        if self.wakeup is not None and not self.wakeup.done():
+            self.wakeup.set_result(None)
 
 
 class _Sampling:
@@ -158,7 +168,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._application = application
         self._concurrency = 1 if batches else concurrency
         self._backlog = backlog
-        self._work = self._run_batch if batches else self._run
+        self._batches = batches
         self._stepper_factory = stepper
         self._loop = loop
         self._transport: asyncio.DatagramTransport | None = None
@@ -192,18 +202,21 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._context.run(CURRENT_TRANSPORT.set, self._transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        """Take one datagram; handlers start with the next turn of the loop."""
+        """Take one datagram; its handler may start at once, or with the next turn of the loop."""
         self.datagrams_received([(data, addr)])
 
     def datagrams_received(self, batch: Sequence[Datagram]) -> None:
-        """Take a batch in one call; handlers start with the next turn of the loop."""
+        """Take a batch in one call; handlers may start at once, or with the next turn of the loop."""
         self._received += len(batch)
         if self._stopped:
             self._abandoned += len(batch)
             return
         self._pending.extend(batch)
         if self._runner is None and self._pending:
-            self._appoint()
+            if self._idle and not self._batches and asyncio.current_task(self._loop) is None:
+                self._run_at_once()
+            else:
+                self._appoint()
         if len(self._pending) + self._waiting >= self._backlog:
             self._pause()
 
@@ -311,7 +324,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             # A parked lane that was cancelled from outside is about to end.
             if lane.wakeup is not None and not lane.wakeup.done():
                 self._runner = lane
-                lane.wakeup.set_result(None)
+                lane.wake()
                 return
         if len(self._lanes) < self._concurrency:
             self._runner = lane = self._make_lane()
@@ -320,23 +333,28 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             self._pause()
 
     def _make_lane(self) -> _Lane:
-        return _Lane(self._stepper_factory(self._pending, self._holders, self._put_behind))
+        # A context of its own: a lane made after another's step must not inherit what handlers set there.
+        stepper = self._stepper_factory(self._pending, self._holders, self._put_behind)
+        return _Lane(stepper, self._context.copy())
 
     def _open(self, lane: _Lane) -> None:
         self._lanes.add(lane)
         self._lanes_made += 1
-        # A context of its own: a lane made after another's step must not inherit what handlers set there.
         lane.task = self._loop.create_task(
-            self._live(lane), name=f"aiolb-lane-{self._lanes_made}", context=self._context.copy()
+            self._live(lane), name=f"aiolb-lane-{self._lanes_made}", context=lane.context
         )
         lane.task.add_done_callback(lambda task: self._ended(lane, task), context=self._context)
 
     async def _live(self, lane: _Lane) -> None:
-        while not (self._stopped or lane.is_cancelled()):
-            if lane.source is not None:
+        while True:
+            if lane.rest is not None:
+                await self._finish(lane)
+            elif self._stopped or lane.is_cancelled():
+                return
+            elif lane.source is not None:
                 await self._finish_source(lane)
             elif self._runner is lane:
-                await self._work(lane)
+                await (self._run_batch(lane) if self._batches else self._run(lane))
             elif self._runner is None and self._pending:
                 self._runner = lane
             else:
@@ -346,30 +364,85 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         lane.wakeup = self._loop.create_future()
         self._idle.append(lane)
         self._check_drained()
-        await lane.wakeup
+        try:
+            await lane.wakeup
+        except asyncio.CancelledError as error:
+            if lane.rest is None or lane.task is None:
+                raise
+            # It is meant for the handler that was started meanwhile: let it come again where that one waits.
+            lane.task.uncancel()
+            lane.task.cancel(*error.args)
+
+    def _run_at_once(self) -> None:
+        """Run handlers in the name of a parked lane's task, which costs no turn of the loop.
+
+        While they run, theirs are the context of the task and ``asyncio.current_task()``. A handler that is
+        suspended goes on in the task itself. Source: "Extending" in the asyncio documentation.
+        """
+        lane = self._idle.pop()
+        if lane.task is None or lane.wakeup is None or lane.wakeup.done():
+            self._appoint()
+            return
+        self._runner = lane
+        _enter_task(self._loop, lane.task)
+        try:
+            lane.rest = lane.context.run(self._take_steps, lane)
+        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs, in the task
+            lane.rest = _raising(error)
+        finally:
+            _leave_task(self._loop, lane.task)
+        if lane.rest is not None:
+            self._hand_over(lane)
+            lane.wake()
+        elif self._runner is lane and self._pending:
+            lane.wake()
+        elif not lane.wakeup.done():
+            self._runner = None
+            self._idle.append(lane)
+            self._make_room()
+            self._check_drained()
 
     async def _run(self, lane: _Lane) -> None:
-        """Be the runner for one turn: until nothing is pending, a handler was suspended, or the time is over."""
-        pending, handle, end = self._pending, self._application.handle, time.monotonic() + _TURN
-        while pending:
+        """Be the runner for one turn."""
+        lane.rest = self._take_steps(lane)
+        if lane.rest is not None:
+            self._hand_over(lane)
+            await self._finish(lane)
+        elif self._runner is not lane:
+            return
+        elif self._pending:
+            await asyncio.sleep(0)
+        else:
+            self._runner = None
+            self._make_room()
+
+    def _take_steps(self, lane: _Lane) -> Awaitable[None] | None:
+        """Run handlers until one is suspended (what is left of it is returned), none is pending, or time is over."""
+        step, handle, end = lane.stepper.step, self._application.handle, time.monotonic() + _TURN
+        while self._pending and self._runner is lane:
             try:
-                rest = lane.stepper.step(handle, _STEP)
-                if rest is not None:
-                    self._hand_over(lane)
-                    await rest
+                rest = step(handle, _STEP)
             except BaseException as error:
                 if self._failed(lane, error):
                     raise
-            if self._runner is not lane:
-                lane.item = None
-                return
-            if time.monotonic() >= end:
-                lane.item = None
-                await asyncio.sleep(0)
-                return
+            else:
+                if rest is not None:
+                    return rest
+            if self._pending and time.monotonic() >= end:
+                break
         lane.item = None
-        self._runner = None
-        self._make_room()
+        return None
+
+    async def _finish(self, lane: _Lane) -> None:
+        """Await what is left of a handler that was suspended."""
+        rest, lane.rest = lane.rest, None
+        try:
+            if rest is not None:
+                await rest
+        except BaseException as error:
+            if self._failed(lane, error):
+                raise
+        lane.item = None
 
     def _hand_over(self, lane: _Lane) -> None:
         """The runner's handler is suspended: it holds its source from now on, and somebody else goes on."""
@@ -526,3 +599,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
             self._loop.call_exception_handler({"message": "a lane failed", "exception": error, "task": task})
+
+
+async def _raising(error: BaseException) -> None:
+    raise error

@@ -1,8 +1,20 @@
 """The compiled receiver: one recvmmsg into reused buffers, trains split, address tuples made once per sender."""
 
 import socket
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, Datagram
+
+class Batch(Sequence[Datagram]):
+    """Datagrams that stay in the receiver's buffers until somebody looks at them or the receiver takes more."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Datagram]: ...
+    @overload
+    def __getitem__(self, index: int) -> Datagram: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Datagram]: ...
 
 class FastReceiver:
     """A :class:`~aiolb.receive.contract.Receiver` of a UDP socket of IPv4 or IPv6, one system call per batch.
@@ -37,4 +49,5 @@ class FastReceiver:
         size: int = BUFFER_SIZE,
         timestamps: bool = False,
     ) -> None: ...
+    def take(self) -> Batch: ...
     def receive(self) -> list[Datagram]: ...

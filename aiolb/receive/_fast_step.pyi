@@ -1,22 +1,19 @@
 """The compiled inner loop of a lane: a handler that returns at once costs one call and one send."""
 
-from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 
+from aiolb.receive._fast_pending import FastPending
 from aiolb.receive.contract import Datagram
 from aiolb.receive.step import Handler
 
 class FastStepper:
-    """A :class:`~aiolb.receive.step.Stepper` in C, the twin of PlainStepper; ``holders`` must be a dict."""
+    """A :class:`~aiolb.receive.step.Stepper` in C, the twin of PlainStepper."""
 
+    queue: ClassVar[type[FastPending]]
     item: Datagram | None
 
     def __init__(
-        self,
-        pending: deque[Datagram],
-        holders: dict[Any, Any],
-        put_aside: Callable[[Datagram], object],
-        /,
+        self, pending: FastPending, holders: dict[Any, Any], put_aside: Callable[[Datagram], object], /
     ) -> None: ...
     def step(self, handle: Handler, limit: int) -> Awaitable[None] | None: ...

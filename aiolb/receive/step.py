@@ -63,7 +63,7 @@ class StepperFactory(Protocol):
 
     def __call__(
         self,
-        pending: Pending,
+        pending: Any,  # what its own `queue` made
         holders: dict[Any, Any],
         put_aside: Callable[[Datagram], object],
         /,
