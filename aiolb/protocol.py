@@ -17,7 +17,7 @@ from aiolb.receive.step import PlainStepper
 from aiolb.stats import ProtocolStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextvars import Context
 
     from aiolb.receive.contract import Datagram
@@ -173,6 +173,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._loop = loop
         self._transport: asyncio.DatagramTransport | None = None
         self._context = copy_context()
+        self._cork: Callable[[], None] = _nothing
+        self._uncork: Callable[[], None] = _nothing
 
         self._pending = stepper.queue()
         self._runner: _Lane | None = None
@@ -199,6 +201,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport; handlers find it in ``CURRENT_TRANSPORT``."""
         self._transport = cast("asyncio.DatagramTransport", transport)
+        self._cork = getattr(transport, "cork", _nothing)
+        self._uncork = getattr(transport, "uncork", _nothing)
         self._context.run(CURRENT_TRANSPORT.set, self._transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
@@ -417,19 +421,26 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             self._make_room()
 
     def _take_steps(self, lane: _Lane) -> Awaitable[None] | None:
-        """Run handlers until one is suspended (what is left of it is returned), none is pending, or time is over."""
+        """Run handlers until one is suspended (what is left of it is returned), none is pending, or time is over.
+
+        What they send leaves together.
+        """
         step, handle, end = lane.stepper.step, self._application.handle, time.monotonic() + _TURN
-        while self._pending and self._runner is lane:
-            try:
-                rest = step(handle, _STEP)
-            except BaseException as error:
-                if self._failed(lane, error):
-                    raise
-            else:
-                if rest is not None:
-                    return rest
-            if self._pending and time.monotonic() >= end:
-                break
+        self._cork()
+        try:
+            while self._pending and self._runner is lane:
+                try:
+                    rest = step(handle, _STEP)
+                except BaseException as error:
+                    if self._failed(lane, error):
+                        raise
+                else:
+                    if rest is not None:
+                        return rest
+                if self._pending and time.monotonic() >= end:
+                    break
+        finally:
+            self._uncork()
         lane.item = None
         return None
 
@@ -599,6 +610,10 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
             self._loop.call_exception_handler({"message": "a lane failed", "exception": error, "task": task})
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _raising(error: BaseException) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from aiolb.receive.contract import Datagram, Receiver, ReceiverFactory
+    from aiolb.receive.contract import Datagram, Receiver, ReceiverFactory, Sender, SenderFactory
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
@@ -36,6 +36,7 @@ def create_transport(
     sock: socket.socket,
     protocol_factory: Callable[[], _P],
     receiver_factory: ReceiverFactory = PlainReceiver,
+    sender_factory: SenderFactory | None = None,
 ) -> tuple[DatagramTransport, _P]:
     """Make a protocol and its transport over a bound, non-blocking UDP socket.
 
@@ -44,7 +45,8 @@ def create_transport(
     ``connection_made`` raise is passed on, and the socket is the caller's to close.
     """
     protocol = protocol_factory()
-    return DatagramTransport(loop, sock, protocol, receiver_factory(sock)), protocol
+    sender = sender_factory(sock) if sender_factory is not None else None
+    return DatagramTransport(loop, sock, protocol, receiver_factory(sock), sender), protocol
 
 
 class DatagramTransport(asyncio.DatagramTransport):
@@ -54,6 +56,8 @@ class DatagramTransport(asyncio.DatagramTransport):
     protocol with a method ``datagrams_received(batch)`` gets the batch in one call, any other gets
     ``datagram_received`` for each datagram. ``pause_reading``, ``resume_reading`` and ``is_reading`` are
     those of ``asyncio.ReadTransport``.
+
+    With a ``sender``, what is sent between ``cork`` and ``uncork`` leaves together.
 
     ``datagrams_sent``, ``bytes_sent`` and ``send_errors`` count what was sent; ``receiver`` counts what
     was received. Source: "Transports and Protocols" in the asyncio documentation.
@@ -65,18 +69,21 @@ class DatagramTransport(asyncio.DatagramTransport):
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
         receiver: Receiver,
+        sender: Sender | None = None,
     ) -> None:
         peername = _peername(sock)
         super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": peername})
         self.receiver = receiver
-        self.datagrams_sent = 0
-        self.bytes_sent = 0
         self.send_errors = 0
+        self._datagrams_sent = 0
+        self._bytes_sent = 0
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
         self._peername = peername
         self._connected = peername is not None
+        self._sender = None if self._connected else sender
+        self._corked = False
         self._reading = False
         self._closing = False
         self._lost = False
@@ -96,7 +103,9 @@ class DatagramTransport(asyncio.DatagramTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to this protocol from now on."""
         self._protocol: Any = protocol
-        self._deliver: Callable[[Sequence[Datagram]], None] = getattr(protocol, "datagrams_received", self._deliver_singly)
+        self._deliver: Callable[[Sequence[Datagram]], None] = getattr(
+            protocol, "datagrams_received", self._deliver_singly
+        )
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that this transport delivers to."""
@@ -119,7 +128,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Deliver datagrams again. Does nothing when reading or closing."""
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._fd, self._readable)
+            self._loop.add_reader(self._fd, self.receive_now)
 
     def receive_now(self) -> int:
         """Take one batch at once, also while reading is paused, and deliver it.
@@ -141,15 +150,31 @@ class DatagramTransport(asyncio.DatagramTransport):
             return count
         return 0
 
-    def _readable(self) -> None:
-        self.receive_now()
-
     def _deliver_singly(self, batch: Sequence[Datagram]) -> None:
         for datagram, addr in batch:
             # The rest of the batch has left the kernel's queue: one failure must not lose it.
             self._call_protocol(self._protocol.datagram_received, datagram, addr)
 
     # Writing
+
+    @property
+    def datagrams_sent(self) -> int:
+        """Datagrams that the kernel took."""
+        return self._datagrams_sent + (self._sender.datagrams_sent if self._sender is not None else 0)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of payload in them."""
+        return self._bytes_sent + (self._sender.bytes_sent if self._sender is not None else 0)
+
+    def cork(self) -> None:
+        """Hold what is sent until ``uncork`` is called, which must be before the loop turns; up to 64 datagrams."""
+        self._corked = self._sender is not None
+
+    def uncork(self) -> None:
+        """Send in one system call what was held."""
+        self._corked = False
+        self._flush()
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram, or buffer it while the socket's send buffer is full.
@@ -166,11 +191,13 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._check_destination(addr)
         if self._closing:
             self._ignore_late_send()
+        elif self._corked and self._hold(bytes(data), addr):
+            pass
         elif self._buffer or not self._send(data, addr):
             self._enqueue(bytes(data), addr)
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that are buffered, with 8 for the header of each datagram."""
+        """Bytes that are buffered, with 8 for the header of each datagram; not what is held until ``uncork``."""
         return self._buffer_size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -211,9 +238,31 @@ class DatagramTransport(asyncio.DatagramTransport):
             self.send_errors += 1
             self._protocol.error_received(error)
         else:
-            self.datagrams_sent += 1
-            self.bytes_sent += sent
+            self._datagrams_sent += 1
+            self._bytes_sent += sent
         return True
+
+    def _hold(self, data: bytes, addr: Any) -> bool:
+        """Keep a datagram until the transport is uncorked; false when it must go the usual way, behind the others."""
+        if self._buffer or self._sender is None:
+            return False
+        if self._sender.hold(data, addr):
+            return True
+        self._flush()
+        return not self._buffer and self._sender.hold(data, addr)
+
+    def _flush(self) -> None:
+        sender = self._sender
+        while sender is not None and len(sender):
+            try:
+                sender.flush()
+            except (BlockingIOError, InterruptedError):
+                for data, addr in sender.release():
+                    self._enqueue(data, addr)
+            except OSError as error:
+                sender.drop()
+                self.send_errors += 1
+                self._protocol.error_received(error)
 
     def _enqueue(self, data: bytes, addr: Any) -> None:
         if not self._buffer:
@@ -270,6 +319,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Stop reading, send what is buffered, then call ``connection_lost(None)`` and close the socket."""
         if self._closing:
             return
+        self._flush()
         self.pause_reading()
         self._closing = True
         if not self._buffer:
@@ -277,6 +327,8 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def abort(self) -> None:
         """Close without sending what is buffered."""
+        if self._sender is not None:
+            self._sender.release()
         self.pause_reading()
         self._closing = True
         if self._buffer:

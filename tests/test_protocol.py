@@ -771,6 +771,265 @@ def test_a_transport_that_cannot_pause_is_no_obstacle(run):
     run(main)
 
 
+# Handlers that start at once
+
+
+def deliver(protocol, *specs):
+    """As a transport does: from a callback of the loop, where no task runs; gives the statistics after it."""
+    done = asyncio.get_running_loop().create_future()
+
+    def call():
+        protocol.datagrams_received(datagrams(*specs))
+        done.set_result(protocol.statistics())
+
+    asyncio.get_running_loop().call_soon(call)
+    return done
+
+
+async def warm(protocol):
+    """Leave one parked lane behind."""
+    protocol.datagrams_received(datagrams("w:warm"))
+    await protocol.drained()
+    (lane,) = protocol._lanes
+    return lane
+
+
+def test_a_parked_lane_handles_at_once(run):
+    """Handlers run within the call, in the task and the context of the lane, and the lane stays parked."""
+
+    async def main():
+        seen = []
+        variable = ContextVar("variable", default="unset")
+
+        class Asking(Recorder):
+            async def act(self, datagram):
+                seen.append((asyncio.current_task(), variable.get(), CURRENT_TRANSPORT.get()))
+                variable.set(datagram)
+
+        protocol, transport = make(Asking())
+        lane = await warm(protocol)
+        done = []
+
+        def call():
+            protocol.datagrams_received(datagrams("a:1", "b:2"))
+            done.append(counts(protocol, "handled", "in_flight", "pending"))
+            done.append(asyncio.current_task())
+
+        asyncio.get_running_loop().call_soon(call)
+        await asyncio.sleep(0)
+        assert done == [(3, 0, 0), None]
+        assert seen == [(lane.task, value, transport) for value in ("unset", b"warm", b"1")]
+        assert protocol._idle == [lane]
+        await protocol.drained()
+        await protocol.aclose()
+
+    run(main)
+
+
+def test_a_task_that_delivers_wakes_the_lane(run):
+    """Where a task runs, handlers start with a later turn of the loop."""
+
+    async def main():
+        app = Recorder()
+        protocol, _ = make(app)
+        await warm(protocol)
+        protocol.datagrams_received(datagrams("a:1"))
+        assert counts(protocol, "handled", "pending") == (1, 1)
+        await protocol.drained()
+        assert counts(protocol, "handled", "pending", "lanes") == (2, 0, 1)
+        await protocol.aclose()
+
+    run(main)
+
+
+def test_a_handler_that_started_at_once_may_wait(run):
+    """It goes on in the lane's task, timeouts included, and the rest of the batch in another lane."""
+
+    async def main():
+        outcome = []
+
+        class Patient(Recorder):
+            async def act(self, datagram):
+                task = asyncio.current_task()
+                if datagram == b"timeout":
+                    try:
+                        async with asyncio.timeout(0):
+                            await asyncio.Event().wait()
+                    except TimeoutError:
+                        outcome.append((task is asyncio.current_task(), task.cancelling()))
+                await super().act(datagram)
+
+        app = Patient()
+        protocol, _ = make(app)
+        lane = await warm(protocol)
+        await deliver(protocol, "a:timeout", "b:block x", "a:1", "c:1")
+        await asyncio.sleep(0)
+        app.gates[b"x"].set()
+        await protocol.drained()
+        assert outcome == [(True, 0)]
+        assert lane in protocol._lanes
+        assert [d for s, d in app.begun if s == "a"] == [b"timeout", b"1"]
+        assert counts(protocol, "handled", "errors") == (5, 0)
+        await protocol.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_cancellation_reaches_a_handler_that_started_at_once(run, turns):
+    """Whenever it comes, before or after the lane woke, it arrives where the handler waits, once."""
+
+    async def main():
+        caught = []
+
+        class Catching(Recorder):
+            async def act(self, datagram):
+                try:
+                    await super().act(datagram)
+                except asyncio.CancelledError as error:
+                    caught.append(error.args)
+                    asyncio.current_task().uncancel()
+
+        protocol, _ = make(Catching())
+        lane = await warm(protocol)
+
+        def call():
+            protocol.datagrams_received(datagrams("a:block x", "a:1"))
+            if turns == 0:
+                lane.task.cancel("why")
+
+        asyncio.get_running_loop().call_soon(call)
+        await asyncio.sleep(0)
+        if turns:
+            for _ in range(turns - 1):
+                await asyncio.sleep(0)
+            lane.task.cancel("why")
+        await protocol.drained()
+        assert caught == [("why",)]
+        assert not lane.task.done()
+        assert counts(protocol, "handled", "errors") == (3, 0)
+        await protocol.aclose()
+
+    run(main)
+
+
+def test_a_handler_that_started_at_once_may_cancel_its_lane(run):
+    """With and without a wait afterwards: the lane ends, and nothing that waits is lost."""
+
+    async def main():
+        class Ending(Recorder):
+            async def act(self, datagram):
+                if datagram.startswith(b"end"):
+                    asyncio.current_task().cancel()
+                if datagram.endswith(b"wait"):
+                    await asyncio.sleep(0)
+
+        protocol, _ = make(Ending())
+        for spec, expected in (("a:end", (3, 0)), ("a:end wait", (5, 1))):
+            lane = await warm(protocol)
+            await deliver(protocol, spec, "b:1")
+            await protocol.drained()
+            await settle(protocol)
+            assert lane.task.done()
+            assert counts(protocol, "handled", "errors") == expected
+        await protocol.aclose()
+
+    run(main)
+
+
+def test_stopping_from_a_handler_that_started_at_once(run):
+    """stop() in it gives up the rest; aclose() in it ends with its cancellation."""
+
+    async def main():
+        class Stopping(Recorder):
+            async def act(self, datagram):
+                if datagram == b"stop":
+                    protocol.stop()
+                elif datagram == b"aclose":
+                    await protocol.aclose()
+
+        for verb in ("stop", "aclose"):
+            protocol, _ = make(Stopping())
+            await warm(protocol)
+            await deliver(protocol, f"a:{verb}", "b:1")
+            await settle(protocol)
+            await protocol.aclose()
+            assert counts(protocol, "handled", "abandoned", "in_flight", "lanes") == (1, 2, 0, 0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_interrupts_leave_the_loop_from_a_handler_that_started_at_once(loop_name, kind):
+    """The lane ends with it, and what is pending is handled when the loop runs again."""
+
+    class Leaving(Recorder):
+        async def act(self, datagram):
+            if datagram == b"leave":
+                raise kind
+
+    with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+
+        async def begin():
+            protocol, _ = make(Leaving())
+            await warm(protocol)
+            return protocol
+
+        protocol = runner.run(begin())
+        loop = runner.get_loop()
+        loop.call_soon(protocol.datagrams_received, datagrams("a:leave", "a:1"))
+        with pytest.raises(kind):
+            loop.run_until_complete(asyncio.sleep(DEADLINE))
+        runner.run(protocol.drained())
+        assert counts(protocol, "handled", "errors") == (2, 1)
+        runner.run(protocol.aclose())
+
+
+def test_a_turn_that_is_over_is_continued_by_the_lane(run, monkeypatch):
+    """Handlers that start at once do not hold the loop for longer than others."""
+    monkeypatch.setattr(module, "_TURN", 0.0)
+
+    async def main():
+        app = Recorder()
+        protocol, _ = make(app)
+        lane = await warm(protocol)
+        then = await deliver(protocol, *["a:1"] * 200)
+        assert (then.handled, then.pending) == (1 + module._STEP, 200 - module._STEP)
+        await protocol.drained()
+        assert counts(protocol, "handled", "lanes") == (201, 1)
+        assert protocol._idle == [lane]
+        await protocol.aclose()
+
+    run(main)
+
+
+def test_what_handlers_send_in_a_turn_leaves_together(run):
+    """The transport is corked around them, also when one of them waits or raises."""
+
+    async def main():
+        class Corked(PausableTransport):
+            def cork(self):
+                self.calls.append("cork")
+
+            def uncork(self):
+                self.calls.append("uncork")
+
+        protocol = CollectorProtocol(Recorder(), loop=asyncio.get_running_loop(), **CHOSEN)
+        transport = Corked()
+        protocol.connection_made(transport)
+        await warm(protocol)
+        assert transport.calls == ["cork", "uncork"]
+        await deliver(protocol, "a:raise", "a:block x", "a:1")
+        await settle(protocol)
+        assert transport.calls == ["cork", "uncork"] * 3
+        protocol.stop()
+        await protocol.aclose()
+
+    run(main)
+
+
 # Batches
 
 

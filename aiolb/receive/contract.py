@@ -76,6 +76,57 @@ class Receiver(Protocol):
         ...
 
 
+class Sender(Protocol):
+    """Holds datagrams for one non-blocking, unconnected socket, and lets them leave together; ``len()`` of them.
+
+    The counters only grow.
+    """
+
+    @property
+    def datagrams_sent(self) -> int:
+        """Datagrams that the kernel took."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of payload in them."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def hold(self, data: bytes, addr: Any) -> bool:
+        """Hold one datagram behind the others.
+
+        False if it cannot: there is no room until ``flush``, or ``addr`` is not one of numbers only, and the
+        socket module must say what it thinks of it.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Send what is held, in order, as far as one system call goes; what is left is still held.
+
+        Raises BlockingIOError when the socket's send buffer is full, and OSError for the first datagram that is
+        left; ``drop`` gives that one up.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Give up the first datagram that is held."""
+        ...
+
+    def release(self) -> list[Datagram]:
+        """Hand over all that is held; nothing is held then."""
+        ...
+
+
+class SenderFactory(Protocol):
+    """Makes the sender of a socket; a sender's class is one."""
+
+    def __call__(self, sock: socket.socket, /) -> Sender:
+        """A sender for ``sock``, which must be non-blocking."""
+        ...
+
+
 class ReceiverFactory(Protocol):
     """Makes the receiver of a socket; every receiver's class is one."""
 

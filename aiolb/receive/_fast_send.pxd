@@ -1,0 +1,22 @@
+# The layout of the compiled sender.
+
+from aiolb.receive._linux cimport iovec, mmsghdr, sockaddr_in6
+
+cdef enum:
+    HELD = 64
+
+cdef class FastSender:
+    cdef readonly unsigned long long datagrams_sent
+    cdef readonly unsigned long long bytes_sent
+    cdef object _sock
+    cdef bint _six
+    cdef bint _busy
+    cdef unsigned int _first
+    cdef unsigned int _count
+    cdef list _held
+    cdef dict _packed
+    cdef mmsghdr _messages[HELD]
+    cdef iovec _vectors[HELD]
+    cdef sockaddr_in6 _names[HELD]
+
+    cdef bytes _pack(self, tuple addr)

@@ -1,0 +1,129 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""The compiled sender: datagrams are held, and leave together in one sendmmsg."""
+
+import os
+import socket
+
+from libc.errno cimport errno
+from libc.string cimport memcpy, memset
+
+from aiolb.receive._linux cimport (
+    AF_INET, AF_INET6, MSG_DONTWAIT, htonl, htons, inet_pton, iovec, mmsghdr, sendmmsg, sockaddr_in, sockaddr_in6,
+)
+
+cdef enum:
+    # Addresses whose raw form is kept; when there are more, all are forgotten.
+    ENTRIES = 4096
+
+
+cdef class FastSender:
+    """A :class:`~aiolb.receive.contract.Sender` for an IPv4 or IPv6 UDP socket; see the .pyi file."""
+
+    def __cinit__(self, sock):
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"a socket of IPv4 or IPv6 is needed, not {sock.family!r}")
+        self._sock = sock
+        self._six = sock.family == socket.AF_INET6
+        self._held = []
+        self._packed = {}
+        memset(self._messages, 0, sizeof(self._messages))
+
+    def __len__(self):
+        return self._count - self._first
+
+    def hold(self, bytes data not None, addr):
+        """See :meth:`aiolb.receive.contract.Sender.hold`."""
+        cdef bytes name
+        cdef unsigned int i = self._count
+        if self._busy or i == HELD or type(addr) is not tuple:
+            return False
+        name = self._pack(addr)
+        if name is None:
+            return False
+        self._held.append((data, addr))
+        memcpy(&self._names[i], <char *>name, len(name))
+        self._vectors[i].iov_base = <char *>data
+        self._vectors[i].iov_len = len(data)
+        self._messages[i].msg_hdr.msg_name = &self._names[i]
+        self._messages[i].msg_hdr.msg_namelen = len(name)
+        self._messages[i].msg_hdr.msg_iov = &self._vectors[i]
+        self._messages[i].msg_hdr.msg_iovlen = 1
+        self._count += 1
+        return True
+
+    def flush(self):
+        """See :meth:`aiolb.receive.contract.Sender.flush`."""
+        cdef int sent = 0, error = 0, fd = self._sock.fileno()
+        cdef unsigned int i
+        if self._busy:
+            raise RuntimeError("another thread is inside flush()")
+        if self._first == self._count:
+            return
+        self._busy = True
+        with nogil:
+            sent = sendmmsg(fd, &self._messages[self._first], self._count - self._first, MSG_DONTWAIT)
+            if sent < 0:
+                error = errno
+        self._busy = False
+        if sent < 0:
+            raise OSError(error, os.strerror(error))
+        for i in range(self._first, self._first + sent):
+            self.bytes_sent += self._messages[i].msg_len
+        self.datagrams_sent += sent
+        self._first += sent
+        if self._first == self._count:
+            self._forget()
+
+    def drop(self):
+        """See :meth:`aiolb.receive.contract.Sender.drop`."""
+        if self._first < self._count:
+            self._first += 1
+        if self._first == self._count:
+            self._forget()
+
+    def release(self):
+        """See :meth:`aiolb.receive.contract.Sender.release`."""
+        held = self._held[self._first:]
+        self._forget()
+        return held
+
+    def _forget(self):
+        self._first = self._count = 0
+        self._held.clear()
+
+    cdef bytes _pack(self, tuple addr):
+        """The raw form of an address; None for one that must be left to the socket module."""
+        cdef sockaddr_in v4
+        cdef sockaddr_in6 v6
+        cdef bytes name
+        known = self._packed.get(addr)
+        if known is not None:
+            return known
+        if not (2 <= len(addr) <= 4) or type(addr[0]) is not str or not addr[0].isascii():
+            return None
+        for number, limit in zip(addr[1:], (65535, 0xFFFFF, 0xFFFFFFFF)):
+            if type(number) is not int or not 0 <= number <= limit:
+                return None
+        host = addr[0].encode("ascii")
+        if b"\0" in host:
+            return None
+        if self._six:
+            memset(&v6, 0, sizeof(v6))
+            v6.sin6_family = AF_INET6
+            v6.sin6_port = htons(addr[1])
+            v6.sin6_flowinfo = htonl(addr[2] if len(addr) > 2 else 0)
+            v6.sin6_scope_id = addr[3] if len(addr) > 3 else 0
+            if inet_pton(AF_INET6, <char *>host, &v6.sin6_addr) != 1:
+                return None
+            name = (<char *>&v6)[:sizeof(v6)]
+        else:
+            memset(&v4, 0, sizeof(v4))
+            v4.sin_family = AF_INET
+            v4.sin_port = htons(addr[1])
+            if len(addr) != 2 or inet_pton(AF_INET, <char *>host, &v4.sin_addr) != 1:
+                return None
+            name = (<char *>&v4)[:sizeof(v4)]
+        if len(self._packed) >= ENTRIES:
+            self._packed.clear()
+        self._packed[addr] = name
+        return name
