@@ -1,87 +1,113 @@
-"""What receiving costs: CPU time per datagram of aiolb and of its peers, under a flood, interleaved."""
+"""What receiving costs: CPU time per datagram of aiolb, of its peers and of C, under a flood, interleaved."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from receivers import RCVBUF, RECEIVERS
+from receivers import RCVBUF, available
 from results import Spread, console, write
 from rich.table import Table
 
 BASELINE = "uvloop callback"
 SATURATED = 0.95
 """Share of a CPU from which a receiver counts as busy all the time."""
-TRAINS_PER_LOOK = 256
 CPUS = sorted(os.sched_getaffinity(0))
+FOLDER = Path(__file__).parent
+IN_C = {"C recvmmsg": "single", "C recvmmsg + UDP_GRO": "gro"}
 
 NOTES = f"""\
 Medians; a ratio is to {BASELINE!r} of the same round.
-CPU and dropped are the lowest of all rounds: a receiver is saturated when the kernel dropped datagrams.
+CPU and dropped are the lowest of all rounds: a receiver is saturated when the kernel dropped packets (a train is one,
+where the receiver takes trains). Gap is the longest time, in ms, between two
+turns of a task that sleeps for 10 ms.
 asyncio's own transport asks for 256 KiB of memory for each datagram. Where malloc serves that with an mmap each time,
 there are page faults, as counted, and it is several times slower than where it does not."""
-
-_UDP_SEGMENT = 103  # Linux include/uapi/linux/udp.h; the socket module of Python has no name for it
 
 
 @click.command()
 @click.option("--repeats", type=click.IntRange(5), default=7, show_default=True, help="Runs of each receiver.")
-@click.option(
-    "--count", type=click.IntRange(1), default=100_000, show_default=True, help="Datagrams measured in a run."
-)
-@click.option("--warmup", type=click.IntRange(1), default=20_000, show_default=True, help="Datagrams before that.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Length of a run.")
 @click.option("--size", type=click.IntRange(1), default=64, show_default=True, help="Bytes of payload.")
-@click.option("--sources", type=click.IntRange(1, 250), default=64, show_default=True, help="Sources that send.")
+@click.option("--sources", type=click.IntRange(1, 250), default=8, show_default=True, help="Sources that send.")
+@click.option("--gap", type=click.IntRange(0), default=0, help="Microseconds that the sender waits between datagrams.")
+@click.option("--only", multiple=True, help="A receiver to measure; may be repeated.")
 @click.option(
-    "--train", type=click.IntRange(1, 64), default=16, show_default=True, help="Datagrams sent in one system call."
+    "--train",
+    "trains",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    default=(1, 16),
+    show_default=True,
+    help="Datagrams sent in one piece; may be repeated.",
 )
-def main(*, repeats: int, count: int, warmup: int, size: int, sources: int, train: int) -> None:
+def main(
+    *, repeats: int, seconds: float, size: int, sources: int, gap: int, only: tuple[str, ...], trains: tuple[int, ...]
+) -> None:
     """Measure every receiver REPEATS times, one after the other."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RECEIVERS}
-    with ExitStack() as stack:
-        senders = [stack.enter_context(sender(n, size, train)) for n in range(sources)]
-        status = stack.enter_context(console.status("receive"))
-        for repeat in range(repeats):
-            for name, results in runs.items():
-                status.update(f"receive: round {repeat + 1} of {repeats}, {name}")
-                results.append(measure(name, senders, bytes(size * train), warmup, count))
-    show(runs)
-    settings = {"count": count, "warmup": warmup, "size": size, "sources": sources, "train": train, "rcvbuf": RCVBUF}
-    write("receive", {"settings": settings, "baseline": BASELINE, "runs": runs})
+    names = [name for name in [*available(), *IN_C] if not only or name in only or name == BASELINE]
+    results: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tools = {name: build(name, Path(folder)) for name in ("flood", "receive")}
+        for train in trains:
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            with console.status("receive") as status:
+                for repeat in range(repeats):
+                    for name, found in runs.items():
+                        status.update(f"receive: trains of {train}, round {repeat + 1} of {repeats}, {name}")
+                        load = [sources, size, train, gap]
+                        found.append(measure(command(name, tools, seconds), tools["flood"], load))
+            show(runs, train)
+            results[train] = runs
+    settings = {"seconds": seconds, "size": size, "sources": sources, "gap": gap, "rcvbuf": RCVBUF}
+    write("receive", {"settings": settings, "baseline": BASELINE, "trains": results})
+
+
+def build(name: str, folder: Path) -> Path:
+    """Compile one of the C programs."""
+    target = folder / name
+    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", target, FOLDER / "c" / f"{name}.c"], check=True)
+    return target
+
+
+def command(name: str, tools: dict[str, Path], seconds: float) -> list[str]:
+    """What to run for a receiver."""
+    if name in IN_C:
+        return [str(tools["receive"]), IN_C[name], str(seconds)]
+    return [sys.executable, str(FOLDER / "receivers.py"), name, str(seconds)]
 
 
 @contextmanager
-def sender(number: int, size: int, train: int) -> Iterator[socket.socket]:
-    """A socket of its own source; the kernel cuts what it sends into datagrams of ``size`` bytes (UDP GSO)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((f"127.0.1.{number + 1}", 0))
-        if train > 1:
-            sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, size)
-        yield sock
-
-
-def measure(name: str, senders: list[socket.socket], train: bytes, warmup: int, count: int) -> dict[str, Any]:
-    """Flood one receiver until it says what it found; sender and receiver have a CPU each where there are two."""
-    command = [sys.executable, str(Path(__file__).with_name("receivers.py")), name, str(warmup), str(count)]
-    os.sched_setaffinity(0, {CPUS[-1]})  # for the child, which inherits it
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-        os.sched_setaffinity(0, {CPUS[0]})
-        assert child.stdout is not None
+def started(command: list[str], cpu: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A child on a CPU of its own, where there are two; killed in the end."""
+    os.sched_setaffinity(0, {cpu})  # for the child, which inherits it
+    try:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    finally:
+        os.sched_setaffinity(0, CPUS)
+    with child:
         try:
-            started = read(child)
-            flood(senders, started["port"], train, until=child.stdout.fileno())
-            return {**read(child), "receiver": started["receiver"]}
+            yield child
         finally:
             child.kill()
+
+
+def measure(receiver: list[str], flood: Path, load: list[int]) -> dict[str, Any]:
+    """Flood one receiver until it says what it found."""
+    with started(receiver, CPUS[0]) as child:
+        first = read(child)
+        sources, *rest = load
+        target = ["127.0.0.1", first["port"], sources, *rest]
+        with started([str(flood), *map(str, target)], CPUS[-1]):
+            return {**read(child), "receiver": first["receiver"]}
 
 
 def read(child: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -94,23 +120,12 @@ def read(child: subprocess.Popen[bytes]) -> dict[str, Any]:
     return content
 
 
-def flood(senders: list[socket.socket], port: int, train: bytes, *, until: int) -> None:
-    """Send trains from all senders in turn until there is something to read at ``until``."""
-    for sock in senders:
-        sock.connect(("127.0.0.1", port))
-    while not select.select([until], [], [], 0)[0]:
-        for n in range(TRAINS_PER_LOOK):
-            try:
-                senders[n % len(senders)].send(train)
-            except ConnectionRefusedError:  # the receiver has closed its socket, and will say so
-                break
-
-
-def show(runs: dict[str, list[dict[str, Any]]]) -> None:
+def show(runs: dict[str, list[dict[str, Any]]], train: int) -> None:
     """A line for each receiver."""
-    table = Table(title="receive: CPU time per datagram")
+    what = "single datagrams" if train == 1 else f"trains of {train}"
+    table = Table(title=f"receive: CPU time per datagram, {what}")
     table.add_column("receiver", no_wrap=True)
-    for column in ("µs", "spread", "ratio", "CPU", "dropped", "faults"):
+    for column in ("µs", "spread", "ratio", "CPU", "dropped", "gap", "faults"):
         table.add_column(column, justify="right")
     base = [run["microseconds"] for run in runs[BASELINE]]
     for name, results in runs.items():
@@ -118,22 +133,23 @@ def show(runs: dict[str, list[dict[str, Any]]]) -> None:
         ratio = Spread.of(cost / other for cost, other in zip(costs, base, strict=True)).median
         share, drops = min(run["cpu_share"] for run in results), min(run["drops"] for run in results)
         faults = Spread.of(run["page_faults"] for run in results).median
-        cost = Spread.of(costs)
+        cost, gap = Spread.of(costs), max(run.get("gap", 0) for run in results)
         table.add_row(
             name,
             f"{cost.median:.2f}",
-            f"{cost.low:.1f}-{cost.high:.1f}",
+            f"{cost.low:.2f}-{cost.high:.2f}",
             f"x {ratio:.2f}",
             f"{share:.0%}",
             f"{drops:,}",
-            f"{faults:.1f}",
+            f"{gap:.0f}" if gap else "",
+            f"{faults:.0f}",
         )
     console.print(table)
     console.print(NOTES, soft_wrap=True)
     for name, results in runs.items():
         idle = sum(1 for run in results if run["drops"] == 0 and run["cpu_share"] < SATURATED)
         if idle:
-            console.print(f"{name} was not saturated in {idle} of {len(results)} runs: its number says little")
+            console.print(f"{name} was not saturated in {idle} of {len(results)} runs")
 
 
 if __name__ == "__main__":

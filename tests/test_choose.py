@@ -20,7 +20,8 @@ def not_built(monkeypatch):
         monkeypatch.setitem(sys.modules, f"aiolb.receive.{name}", None)
 
 
-def test_the_plain_parts_are_chosen_with_a_log_line(not_built, monkeypatch):
+@pytest.mark.usefixtures("not_built")
+def test_the_plain_parts_are_chosen_with_a_log_line(monkeypatch):
     """Where the compiled parts are missing, the log says so and what to do."""
     monkeypatch.delenv(choose.REQUIRE_FAST, raising=False)
     with structlog.testing.capture_logs() as entries:
@@ -30,7 +31,8 @@ def test_the_plain_parts_are_chosen_with_a_log_line(not_built, monkeypatch):
     assert "pip install" in entry["hint"]
 
 
-def test_they_can_be_required(not_built, monkeypatch):
+@pytest.mark.usefixtures("not_built")
+def test_they_can_be_required(monkeypatch):
     """AIOLB_REQUIRE_FAST=1 makes it an error with a hint."""
     monkeypatch.setenv(choose.REQUIRE_FAST, "1")
     with pytest.raises(StartError, match="AIOLB_REQUIRE_FAST=1") as caught:

@@ -2,7 +2,7 @@
 //
 //   receive gro|single SECONDS
 //
-// Prints its port; then, when a flood has run for SECONDS, "datagrams messages cpu_seconds drops".
+// Prints its port, then, when a flood has run for SECONDS, what a datagram cost, each as a line of JSON.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,6 +31,19 @@ static double clock_seconds(clockid_t clock) {
     return now.tv_sec + now.tv_nsec / 1e9;
 }
 
+static long page_faults(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_minflt;
+}
+
+static unsigned kernel_drops(int fd) {
+    unsigned memory[9];
+    socklen_t length = sizeof memory;
+    getsockopt(fd, SOL_SOCKET, 55 /* SO_MEMINFO */, memory, &length);
+    return memory[8];
+}
+
 static int segment_size(struct msghdr *message) {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c))
         if (c->cmsg_level == SOL_UDP_ && c->cmsg_type == UDP_GRO) return *(int *)CMSG_DATA(c);
@@ -39,7 +52,7 @@ static int segment_size(struct msghdr *message) {
 
 int main(int argc, char **argv) {
     if (argc != 3) return fprintf(stderr, "receive gro|single SECONDS\n"), 2;
-    int gro = !strcmp(argv[1], "gro"), one = 1, room = 20 << 20;
+    int gro = !strcmp(argv[1], "gro"), one = 1, room = 4 << 20;
     double seconds = atof(argv[2]);
     struct sockaddr_in self = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof self;
@@ -49,13 +62,15 @@ int main(int argc, char **argv) {
     if (gro && setsockopt(fd, SOL_UDP_, UDP_GRO, &one, sizeof one)) return perror("UDP_GRO"), 1;
     if (bind(fd, (struct sockaddr *)&self, sizeof self)) return perror("bind"), 1;
     getsockname(fd, (struct sockaddr *)&self, &length);
-    printf("%d\n", ntohs(self.sin_port));
+    printf("{\"port\": %d, \"receiver\": \"C\"}\n", ntohs(self.sin_port));
     fflush(stdout);
 
     char *buffers = malloc((size_t)BATCH * (SIZE + SKEW));
     for (int i = 0; i < BATCH; i++) vectors[i] = (struct iovec){buffers + (size_t)i * (SIZE + SKEW), SIZE};
     unsigned long datagrams = 0, count = 0;
-    double cpu = 0, end = 0;
+    double cpu = 0, start = 0, end = 0;
+    long faults = 0;
+    unsigned drops = 0;
     struct pollfd wait = {.fd = fd, .events = POLLIN};
     for (;;) {
         for (int i = 0; i < BATCH; i++)
@@ -68,9 +83,11 @@ int main(int argc, char **argv) {
             continue;
         }
         double now = clock_seconds(CLOCK_MONOTONIC);
-        if (!end) {  // the first batch starts the clock
-            end = now + seconds;
-            cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
+        if (!end) end = now + seconds / 2;  // the warm-up
+        if (!start) {
+            if (now < end) continue;
+            start = now, end = now + seconds;
+            cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID), faults = page_faults(), drops = kernel_drops(fd);
             continue;
         }
         count += taken;
@@ -81,9 +98,8 @@ int main(int argc, char **argv) {
         if (now >= end) break;
     }
     cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    unsigned memory[9];
-    length = sizeof memory;
-    getsockopt(fd, SOL_SOCKET, 55 /* SO_MEMINFO */, memory, &length);
-    printf("%lu %lu %.6f %u\n", datagrams, count, cpu, memory[8]);
+    printf("{\"microseconds\": %.6f, \"cpu_share\": %.3f, \"page_faults\": %.3f, \"drops\": %u, \"datagrams\": %lu, "
+           "\"messages\": %lu}\n", cpu / datagrams * 1e6, cpu / (clock_seconds(CLOCK_MONOTONIC) - start),
+           (double)(page_faults() - faults) / datagrams, kernel_drops(fd) - drops, datagrams, count);
     return 0;
 }
