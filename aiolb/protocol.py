@@ -401,10 +401,9 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         elif self._runner is lane and self._pending:
             lane.wake()
         elif not lane.wakeup.done():
+            # All is as it was before: who waits for room, or for nothing to be pending, need not be told.
             self._runner = None
             self._idle.append(lane)
-            self._make_room()
-            self._check_drained()
 
     async def _run(self, lane: _Lane) -> None:
         """Be the runner for one turn."""

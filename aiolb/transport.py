@@ -84,6 +84,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._connected = peername is not None
         self._sender = None if self._connected else sender
         self._corked = False
+        self._holding = False
         self._reading = False
         self._closing = False
         self._lost = False
@@ -174,7 +175,8 @@ class DatagramTransport(asyncio.DatagramTransport):
     def uncork(self) -> None:
         """Send in one system call what was held."""
         self._corked = False
-        self._flush()
+        if self._holding:
+            self._flush()
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram, or buffer it while the socket's send buffer is full.
@@ -246,13 +248,15 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Keep a datagram until the transport is uncorked; false when it must go the usual way, behind the others."""
         if self._buffer or self._sender is None:
             return False
-        if self._sender.hold(data, addr):
-            return True
-        self._flush()
-        return not self._buffer and self._sender.hold(data, addr)
+        if not self._sender.hold(data, addr):
+            self._flush()
+            if self._buffer or not self._sender.hold(data, addr):
+                return False
+        self._holding = True
+        return True
 
     def _flush(self) -> None:
-        sender = self._sender
+        self._holding, sender = False, self._sender
         while sender is not None and len(sender):
             try:
                 sender.flush()
