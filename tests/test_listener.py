@@ -216,7 +216,7 @@ async def test_a_failure_after_joining_lets_the_socket_go(monkeypatch):
     """When the transport cannot be made, the socket and the place are given back."""
     bound = []
 
-    def fail(_loop, sock, _factory):
+    def fail(_loop, sock, *_factories):
         bound.append(sock)
         raise RuntimeError("no transport")
 
