@@ -7,10 +7,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import sys
 import types
 import weakref
 
 import pytest
+
+from aiolb.receive import choose
 
 
 def items(*sources):
@@ -250,3 +253,24 @@ def test_a_batch_is_a_sequence(parts):
         receiver.take()
         assert [data for data, _ in batch] == [data for data, _ in batch] == [b"1", b"", b"3"]
         assert (len(batch), batch[1][0], [data for data, _ in batch[1:]]) == (3, b"", [b"", b"3"])
+
+
+def test_a_batch_that_was_used_up_does_not_keep_its_receiver(parts):
+    """The receiver and its buffers go with the last reference to it, without the garbage collector's help."""
+    if parts is choose.PLAIN:
+        pytest.skip("of the compiled receiver")
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiving:
+        receiving.bind(("127.0.0.1", 0))
+        receiving.setblocking(False)
+        receiving.sendto(b"x", receiving.getsockname())
+        receiver, queue = parts.receiver(receiving), parts.stepper.queue()
+        queue.extend(receiver.take())
+        queue.popleft()
+        before = sys.getrefcount(receiving)
+        gc.disable()
+        try:
+            del receiver
+            assert sys.getrefcount(receiving) == before - 1
+        finally:
+            gc.enable()

@@ -255,6 +255,8 @@ cdef class Batch:
             self._rest -= size
             self._count -= 1
         self.left -= 1
+        if self.left == 0:
+            _let_go(self)
         return datagram
 
     cdef int _open_message(self) except -1:
@@ -286,11 +288,19 @@ cdef class Batch:
                 PyObject_GC_UnTrack(<PyObject *>item)
                 Py_INCREF(item)
                 PyList_SET_ITEM(made, i, item)
-            self._made, self.left, self._receiver = made, total, None
+            self._made, self.left = made, total
         elif self._at:
             del self._made[:self._at]
             self._at = 0
         return self._made
+
+
+cdef inline void _let_go(Batch batch) noexcept:
+    """Part a batch that is in no buffer any more from its receiver: neither keeps the other alive."""
+    if batch._receiver is not None:
+        if batch._receiver._last is batch:
+            batch._receiver._last = None
+        batch._receiver = None
 
 
 cdef Batch ready(object datagrams):

@@ -55,8 +55,7 @@ cdef class FastSender:
         """See :meth:`aiolb.receive.contract.Sender.flush`."""
         cdef int sent = 0, error = 0, fd = self._sock.fileno()
         cdef unsigned int i
-        if self._busy:
-            raise RuntimeError("another thread is inside flush()")
+        self._check_idle()
         if self._first == self._count:
             return
         self._busy = True
@@ -76,6 +75,7 @@ cdef class FastSender:
 
     def drop(self):
         """See :meth:`aiolb.receive.contract.Sender.drop`."""
+        self._check_idle()
         if self._first < self._count:
             self._first += 1
         if self._first == self._count:
@@ -83,9 +83,14 @@ cdef class FastSender:
 
     def release(self):
         """See :meth:`aiolb.receive.contract.Sender.release`."""
+        self._check_idle()
         held = self._held[self._first:]
         self._forget()
         return held
+
+    def _check_idle(self):
+        if self._busy:
+            raise RuntimeError("another thread is inside flush()")
 
     def _forget(self):
         self._first = self._count = 0
