@@ -193,10 +193,12 @@ def test_timestamps_are_those_of_the_kernel(receiver_of, pair):
     before = time.time_ns()
     sending.send(b"alone")
     send_train(sending, b"x" * 300, 100)
-    after = time.time_ns()
     assert len(receiver.receive()) == 4
+    # Right after the option is set, the kernel may take the time of reading instead (__sock_recv_timestamp()).
+    after = time.time_ns()
     first, *train = receiver.timestamps
-    assert before <= first <= train[0] <= after
+    assert before <= first <= after
+    assert before <= train[0] <= after
     assert len(set(train)) == 1
     assert receiver.receive() == []
     assert list(receiver.timestamps) == []
