@@ -255,6 +255,26 @@ def test_a_batch_is_a_sequence(parts):
         assert (len(batch), batch[1][0], [data for data, _ in batch[1:]]) == (3, b"", [b"", b"3"])
 
 
+def test_a_batch_that_nobody_wanted_is_forgotten(parts):
+    """It may be dropped before, between and after the receiver takes others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        receiver, queue = parts.receiver(sock), parts.stepper.queue()
+        for n in range(200):
+            for i in range(n % 5 + 1):
+                sock.sendto(b"%d" % i, sock.getsockname())
+            batch = receiver.take()
+            if n % 3 == 0:
+                queue.extend(batch)
+                queue.popleft()
+            if n % 6 == 0:
+                queue.clear()
+            del batch
+        assert receiver.datagrams == 600
+        assert not queue
+
+
 def test_a_batch_that_was_used_up_does_not_keep_its_receiver(parts):
     """The receiver and its buffers go with the last reference to it, without the garbage collector's help."""
     if parts is choose.PLAIN:

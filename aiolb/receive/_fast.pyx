@@ -141,16 +141,15 @@ cdef class FastReceiver:
 
     def take(self):
         """Take one batch; see :meth:`aiolb.receive.contract.Receiver.take`."""
-        cdef Batch batch = Batch.__new__(Batch)
+        cdef Batch batch = Batch.__new__(Batch), last = self._last
         cdef int taken
         if self._busy:
-            raise RuntimeError("another thread is inside the receiver")
+            raise RuntimeError("the receiver is at work already")
         self._busy = True
         try:
-            if self._last is not None:
-                # What nobody has looked at yet is still in the buffers.
-                self._last.settle()
-                self._last = None
+            if last is not None:
+                # What nobody has looked at yet is still in the buffers. The variable keeps it alive meanwhile.
+                last.settle()
             taken = self._fill(self._sock.fileno())
             batch.left = self._measure(taken)
             if self._stamped:
@@ -260,12 +259,19 @@ cdef class Batch:
         return datagram
 
     cdef int _open_message(self) except -1:
+        cdef FastReceiver receiver = self._receiver
         cdef unsigned int i = self._message
-        self.addr = self._receiver._book.find(&self._receiver._names[i])
-        self._data = <char *>self._receiver._vectors[i].iov_base
-        self._rest = self._receiver._messages[i].msg_len
-        self._segment = self._receiver._segments[i]
-        self._count = self._receiver._counts[i]
+        cdef bint busy = receiver._busy
+        # A tuple that is made may start the garbage collector: whatever that runs must not take another batch now.
+        receiver._busy = True
+        try:
+            self.addr = receiver._book.find(&receiver._names[i])
+        finally:
+            receiver._busy = busy
+        self._data = <char *>receiver._vectors[i].iov_base
+        self._rest = receiver._messages[i].msg_len
+        self._segment = receiver._segments[i]
+        self._count = receiver._counts[i]
         self._message += 1
         return 0
 
@@ -288,7 +294,7 @@ cdef class Batch:
                 PyObject_GC_UnTrack(<PyObject *>item)
                 Py_INCREF(item)
                 PyList_SET_ITEM(made, i, item)
-            self._made, self.left = made, total
+            self._made, self._at, self.left = made, 0, total
         elif self._at:
             del self._made[:self._at]
             self._at = 0

@@ -42,22 +42,23 @@ cdef class FastPending:
         self.size = 0
 
     cdef object next(self):
+        cdef Batch head = self._head
         cdef object datagram
-        if self._head is None:
-            self._head = self._batches.popleft()
-        datagram = self._head.next()
-        self.addr = self._head.addr
+        if head is None:
+            head = self._head = self._batches.popleft()
         self.size -= 1
-        if not self._head.left:
+        datagram = head.next()
+        self.addr = head.addr
+        if not head.left and self._head is head:
             self._head = None
         return datagram
 
     cdef list _settle(self):
         """All of them, as one list; they stay pending."""
         cdef list all = []
-        cdef Batch batch
-        if self._head is not None:
-            all += self._head.settle()
+        cdef Batch batch = self._head
+        if batch is not None:
+            all += batch.settle()
         for batch in self._batches:
             all += batch.settle()
         return all

@@ -34,11 +34,10 @@ cdef class FastSender:
     def hold(self, bytes data not None, addr):
         """See :meth:`aiolb.receive.contract.Sender.hold`."""
         cdef bytes name
-        cdef unsigned int i = self._count
-        if self._busy or i == HELD or type(addr) is not tuple:
-            return False
-        name = self._pack(addr)
-        if name is None:
+        cdef unsigned int i
+        name = self._pack(addr) if type(addr) is tuple else None
+        i = self._count
+        if name is None or i == HELD or self._busy:
             return False
         self._held.append((data, addr))
         memcpy(&self._names[i], <char *>name, len(name))
