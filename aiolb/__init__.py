@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from aiolb.errors import ConfigurationError as ConfigurationError
     from aiolb.errors import StartError as StartError
     from aiolb.publisher import Publisher as Publisher
-    from aiolb.publisher import PublisherStatistics as PublisherStatistics
+    from aiolb.send.statistics import PublisherStatistics as PublisherStatistics
     from aiolb.server import Server as Server
     from aiolb.stats import CollectorStatistics as CollectorStatistics
 
@@ -23,7 +23,7 @@ _HOMES = {
     "CollectorStatistics": "aiolb.stats",
     "ConfigurationError": "aiolb.errors",
     "Publisher": "aiolb.publisher",
-    "PublisherStatistics": "aiolb.publisher",
+    "PublisherStatistics": "aiolb.send.statistics",
     "ServeConfig": "aiolb.config",
     "Server": "aiolb.server",
     "StartError": "aiolb.errors",

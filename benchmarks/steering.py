@@ -19,7 +19,7 @@ from aiolb.bpf import program, syscall
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.errors import PrivilegeError
-from aiolb.publisher import allow_descriptors
+from aiolb.send.sources import allow_descriptors
 from aiolb.sockets import bind_reuseport, reserved_port
 
 MEMBERS = (1, 3, 32, 1024)

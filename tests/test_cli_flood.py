@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from aiolb.cli.flood import _line, _recent_rate, flood
 from aiolb.errors import ConfigurationError, KernelError
-from aiolb.publisher import PublisherStatistics
+from aiolb.send.statistics import PublisherStatistics
 from aiolb.stamp import stamp_from_wire
 
 DEADLINE = 10

@@ -20,13 +20,8 @@ import uvloop
 from aiolb.address import Address
 from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError
 from aiolb.pacing import BURST
-from aiolb.publisher import (
-    MAX_SIZE_V4,
-    MAX_SIZE_V6,
-    Publisher,
-    PublisherConfig,
-    source_addresses,
-)
+from aiolb.publisher import Publisher
+from aiolb.send.config import MAX_SIZE_V4, MAX_SIZE_V6, PublisherConfig, source_addresses
 from aiolb.stamp import STAMP_SIZE, stamp_from_wire
 from aiolb.verification import Verifier, merge_reports
 

@@ -15,7 +15,8 @@ from aiolb.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiolb.publisher import Publisher, PublisherStatistics
+    from aiolb.publisher import Publisher
+    from aiolb.send.statistics import PublisherStatistics
 
 REFRESH = 0.25
 """Seconds between two progress lines."""

@@ -1,0 +1,125 @@
+"""The sockets of a publisher, one per source."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from aiolb.address import Address, parse_ip
+from aiolb.errors import KernelError, StartError
+from aiolb.send.config import PublisherConfig
+
+_SPARE_DESCRIPTORS = 16
+
+
+class Source:
+    """A connected socket, and what went out through it."""
+
+    __slots__ = ("address", "number", "sent", "sequence", "sock", "writable")
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.sock = sock
+        self.address = str(parse_ip(sock.getsockname()[0]))
+        self.sent = 0
+        self.sequence = 0
+        self.writable: asyncio.Future[None] | None = None
+
+    def wait_until_writable(self) -> asyncio.Future[None]:
+        """A future for all who wait: a loop keeps one writer per descriptor, and replaces it silently."""
+        if self.writable is None:
+            loop = asyncio.get_running_loop()
+            self.writable = loop.create_future()
+            loop.add_writer(self.sock, self.wake)
+        return self.writable
+
+    def wake(self) -> None:
+        """Let all waiters go on and stop watching the socket."""
+        if self.writable is not None:
+            asyncio.get_running_loop().remove_writer(self.sock)
+            finish(self.writable)
+            self.writable = None
+
+
+def finish(future: asyncio.Future[None]) -> None:
+    """Wake up who waits for it, unless it is awake already."""
+    if not future.done():
+        future.set_result(None)
+
+
+async def resolve(config: PublisherConfig) -> tuple[Any, ...]:
+    """The target as the socket module takes it; raises StartError when a name has no address."""
+    if (numeric := config.numeric_target) is not None:
+        return numeric.host, numeric.port
+    host, port = config.host_port
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise StartError(
+            f"no address for {host!r}: {getattr(error, 'strerror', None) or error}",
+            hint="check the name, or give an IP address",
+        ) from None
+    sources = config.source_set
+    wanted = socket.AF_INET if isinstance(sources, int | IPv4Network) else socket.AF_INET6
+    return min(found, key=lambda info: info[0] != wanted)[4]
+
+
+def open_socket(target: Address, address: str | None, sockaddr: tuple[Any, ...]) -> socket.socket:
+    """A non-blocking socket of this source, connected to the target; None leaves its address to the kernel.
+
+    Raises KernelError.
+    """
+    sock = socket.socket(target.family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if address is not None:
+            _bind(sock, address)
+        _connect(sock, sockaddr, target)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, address: str) -> None:
+    try:
+        sock.bind((address, 0))
+    except OSError as error:
+        raise KernelError(
+            f"cannot send from {address}: {error.strerror}",
+            errno=error.errno,
+            hint=f"give the address to this host first, e.g. ip address add {address} dev lo",
+        ) from None
+
+
+def _connect(sock: socket.socket, sockaddr: tuple[Any, ...], target: Address) -> None:
+    try:
+        sock.connect(sockaddr)
+    except OSError as error:
+        source = str(parse_ip(sock.getsockname()[0]))
+        raise KernelError(
+            f"cannot send to {target} from {source}: {error.strerror}",
+            errno=error.errno,
+            hint=f"see: ip route get {target.host} from {source}",
+        ) from None
+
+
+def allow_descriptors(number: int) -> None:
+    """Raise the soft limit of open files if ``number`` more do not fit; it stays raised.
+
+    Raises StartError when the hard limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(list(Path("/proc/self/fd").iterdir())) + number + _SPARE_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise StartError(
+            f"{number:,} sources need {needed:,} open files, and the hard limit is {hard:,}",
+            hint=f"use fewer sources, or run as root first: ulimit -Hn {needed}",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
