@@ -14,9 +14,6 @@ UNLIMITED = sys.maxsize
 MAX_RATE = 1e9
 """Datagrams per second; beyond it a monotonic clock in a float cannot tell two of them apart."""
 
-BURST = 256
-"""Datagrams sent before the event loop gets a turn: about 1 ms of ``socket.send``."""
-
 SHORTEST_PAUSE = 0.001
 """Seconds: the resolution of epoll and of uvloop's timers, so waking more often only burns a core."""
 
@@ -75,27 +72,76 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several workers sends of a whole run: that of every ``workers``-th source from ``index`` on.
+
+    The datagrams of a run go to the sources in turn, datagram n to source ``n % sources``; so the shares of
+    all workers are the whole run, datagram for datagram, and each is due when it is due in the whole.
+    """
+
+    index: int
+    workers: int
+    sources: int
+
+    @property
+    def own_sources(self) -> int:
+        """The number of sources of this worker."""
+        return self._below(self.sources)
+
+    def of(self, datagrams: int) -> int:
+        """How many of the first ``datagrams`` of the whole run are this worker's."""
+        rounds, rest = divmod(datagrams, self.sources)
+        return rounds * self.own_sources + self._below(rest)
+
+    def nth(self, n: int) -> int:
+        """The place in the whole run of this worker's datagram ``n``, both from 0."""
+        rounds, place = divmod(n, self.own_sources)
+        return rounds * self.sources + self.index + place * self.workers
+
+    def _below(self, limit: int) -> int:
+        return max(0, -((self.index - limit) // self.workers))
+
+
+WHOLE = Share(0, 1, 1)
+"""The share of a lone worker."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """Send ``datagrams`` now, then wait ``pause`` seconds; a pause of 0 only gives the event loop a turn."""
+    """Send ``datagrams`` now, then wait ``pause`` seconds."""
 
     datagrams: int
     pause: float
 
 
 class Pacer:
-    """What a run does next: bursts of bounded length, and pauses of a millisecond or more between them.
+    """What a run does next: send what is due, then wait a millisecond or more for the next.
 
     A run ends once it sent ``count`` datagrams, or after ``duration`` seconds, whichever comes first. With a
     rate, a duration gives the datagrams due before its end: 100 per second for 1 second are 100. If sending
-    lags behind, they may take up to CATCH_UP seconds longer; what is left then is given up.
+    lags behind, they may take up to CATCH_UP seconds longer; what is left then is given up. Datagrams come
+    ``train`` at a time, when the last of them is due; only the end of a run may have fewer. ``rate`` and
+    ``count`` are those of the whole run, of which ``share`` is sent here.
     """
 
     def __init__(
-        self, rate: float | None, start: float, *, count: int | None = None, duration: float | None = None
+        self,
+        rate: float | None,
+        start: float,
+        *,
+        count: int | None = None,
+        duration: float | None = None,
+        train: int = 1,
+        share: Share = WHOLE,
     ) -> None:
         self._schedule = Schedule(rate, start)
-        self._count = UNLIMITED if count is None else count
+        self._share = share
+        self._train = train
+        self._count = UNLIMITED if count is None else share.of(count)
         self._end = math.inf if duration is None else start + duration
+        self._total = self._count
+        if duration is not None and self._schedule.rate is not None:
+            self._total = min(self._count, share.of(self._schedule.due_before(self._end)))
 
     @property
     def end(self) -> float:
@@ -103,23 +149,27 @@ class Pacer:
         return self._end
 
     def step(self, now: float, done: int) -> Step | None:
-        """What to do at ``now`` when ``done`` datagrams are behind us; None when the run is over."""
+        """What to do at ``now`` when ``done`` datagrams are behind us; None when the run is over.
+
+        The pause is the one to make when all of the step's datagrams went out, and is 0 at the end.
+        """
         due = self._due(now)
         if done >= self._count or (now >= self._end and (done >= due or now >= self._end + CATCH_UP)):
             return None
-        behind = due - done
-        if behind > BURST:
-            return Step(BURST, 0.0)
-        return Step(max(behind, 0), self._pause(now, max(done, due)))
+        due = max(due, done)
+        return Step(due - done, self._pause(now, due))
 
     def _due(self, now: float) -> int:
-        if now < self._end:
-            return min(self._schedule.due(now), self._count)
         if self._schedule.rate is None:
-            return 0
-        return min(self._schedule.due_before(self._end), self._count)
+            return self._total if now < self._end else 0
+        due = min(self._share.of(self._schedule.due(now)), self._total)
+        return due if due == self._total else due - due % self._train
 
     def _pause(self, now: float, done: int) -> float:
         if done >= self._count or now >= self._end:
             return 0.0
-        return min(max(self._schedule.time_of(done) - now, SHORTEST_PAUSE), self._end - now)
+        if done >= self._total:
+            return self._end - now
+        last_of_next = min(done + self._train, self._total) - 1
+        due = self._schedule.time_of(self._share.nth(last_of_next))
+        return min(max(due - now, SHORTEST_PAUSE), self._end - now)

@@ -7,27 +7,17 @@ import errno
 import math
 import secrets
 import time
-from collections import Counter
+from itertools import cycle, islice
 from types import TracebackType
 from typing import Self
 
 from aiolb.address import Address, IPNetwork, parse_ip
 from aiolb.errors import AiolbError, KernelError
-from aiolb.pacing import SHORTEST_PAUSE, Pacer
+from aiolb.pacing import SHORTEST_PAUSE, WHOLE, Pacer, Share
+from aiolb.send.bursts import BLOCKED, Bursts
 from aiolb.send.config import PublisherConfig, source_addresses
 from aiolb.send.sources import Source, allow_descriptors, finish, open_socket, resolve
 from aiolb.send.statistics import PublisherStatistics
-from aiolb.stamp import Stamp
-
-_BLOCKED = frozenset({errno.EAGAIN, errno.ENOBUFS})
-_ERROR_NAMES = {
-    errno.ECONNREFUSED: "refused",
-    errno.EHOSTUNREACH: "unreachable",
-    errno.ENETUNREACH: "unreachable",
-    errno.EPERM: "forbidden",
-    errno.EACCES: "forbidden",
-    errno.EMSGSIZE: "too_long",
-}
 
 
 class Publisher:
@@ -51,37 +41,54 @@ class Publisher:
         payload: bytes | None = None,
         sources: int | str | IPNetwork = 1,
         stamp: bool = False,
+        gso: str | int = "auto",
+        worker: int = 0,
+        workers: int = 1,
     ) -> None:
-        self.config = PublisherConfig(target, rate, count, duration, size, payload, sources, stamp)
+        self.config = PublisherConfig(
+            target, rate, count, duration, size, payload, sources, stamp, gso, worker, workers
+        )
         self.run_id = secrets.randbits(64)
         """The random 64-bit number in the stamps of this publisher."""
         self._clock = time.monotonic  # not loop.time(), which uvloop rounds to milliseconds
-        self._datagram = bytearray(self.config.datagram)
         self._open = False
         self._sources: list[Source] = []
+        self._bursts: Bursts | None = None
+        self._share = WHOLE
+        self._rate = self.config.rate
         self._next = 0
         self._bytes = 0
-        self._failed = 0
-        self._errors: Counter[str] = Counter()
         self._run_started: float | None = None
         self._run_seconds = 0.0
-        self._run_sent = 0
         self._stopping = False
         self._pausing: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
+        if self._bursts is not None:
+            raise AiolbError("the publisher was entered before", hint="make another one")
         sockaddr = await resolve(self.config)
         target = Address(str(parse_ip(sockaddr[0])), sockaddr[1])
         number, addresses = source_addresses(self.config.source_set, target)
-        allow_descriptors(number)
+        self._take_share(number)
+        allow_descriptors(self._share.own_sources)
+        own = range(self._share.index, self._share.sources, self._share.workers)
+        own_addresses = islice(cycle(addresses), own.start, own.stop, own.step)
         try:
-            for n, address in enumerate(addresses):
+            for n, address in zip(own, own_addresses, strict=True):
                 self._sources.append(Source(n, open_socket(target, address, sockaddr)))
+            self._bursts = Bursts(self.config, self._sources, self._rate, self.run_id)
         except BaseException:
             self._close()
             raise
         self._open = True
         return self
+
+    def _take_share(self, sources: int) -> None:
+        """Where there are fewer sources than workers, each source has as many sockets as it takes."""
+        workers = self.config.workers
+        self._share = Share(self.config.worker, workers, sources * -(-workers // sources))
+        if self.config.rate is not None:
+            self._rate = self.config.rate * self._share.own_sources / self._share.sources
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -100,17 +107,20 @@ class Publisher:
 
         Raises KernelError when the kernel refuses it, e.g. for its length, and AiolbError when closed.
         """
+        bursts = self._opened()
         while True:
-            source = self._next_source()
+            source = self._sources[self._next]
             try:
-                self._send(source, datagram)
+                self._send(bursts, source, datagram)
             except OSError as error:
-                if error.errno not in _BLOCKED:
+                if error.errno not in BLOCKED:
                     raise KernelError(
                         f"cannot send {len(datagram):,} bytes to {self.config.target}: {error.strerror}",
                         errno=error.errno,
                     ) from None
-                await self._wait_until_writable(source, error, math.inf)
+                bursts.count_blocked()
+                await self._wait_until_writable(source, error.errno, math.inf)
+                self._opened()
             else:
                 return
 
@@ -121,23 +131,34 @@ class Publisher:
         before it were. May be called again afterwards; statistics and stamps go on. Raises AiolbError when
         closed or already running.
         """
+        bursts = self._opened()
         if self._run_started is not None:
             raise AiolbError("the publisher is running already")
         started = self._run_started = self._clock()
-        pacer = Pacer(self.config.rate, started, count=self.config.count, duration=self.config.duration)
+        pacer = self._pacer(started)
+        bursts.restart()
         done, sent_until = 0, started
         try:
             while not self._stopping and (step := pacer.step(self._clock(), done)) is not None:
+                pause = step.pause
                 if step.datagrams:
-                    done += await self._burst(step.datagrams, pacer.end)
+                    sent = await self._burst(step.datagrams, pacer.end)
                     sent_until = self._clock()
-                await self._pause(step.pause)
+                    done += sent
+                    pause = pause if sent == step.datagrams else 0.0
+                await self._pause(pause)
         finally:
             # Waking up a little after the end is not time spent on sending.
             self._run_seconds += min(self._clock(), max(sent_until, pacer.end)) - started
             self._run_started = None
             self._stopping = False
         return self.statistics()
+
+    def _pacer(self, now: float) -> Pacer:
+        config = self.config
+        return Pacer(
+            config.rate, now, count=config.count, duration=config.duration, train=config.train, share=self._share
+        )
 
     def stop(self) -> None:
         """End run() at once, or the next one before it sends when none is running."""
@@ -149,82 +170,63 @@ class Publisher:
 
     def statistics(self) -> PublisherStatistics:
         """What was sent so far; may be asked at any time, after the end too."""
-        seconds, rate = self._run_seconds, self.config.rate
+        bursts, seconds, rate = self._bursts, self._run_seconds, self._rate
         if self._run_started is not None:
             seconds += self._clock() - self._run_started
+        sent_in_runs = bursts.sent if bursts else []
+        run_sent = sum(sent_in_runs)
         # Each datagram stands for its interval: 10 datagrams at 10/s take 0.9 s, and are 10/s all the same.
-        spent = seconds if rate is None else max(seconds, self._run_sent / rate)
-        sent_per_source = {source.address: source.sent for source in self._sources}
+        spent = seconds if rate is None else max(seconds, run_sent / rate)
+        per_source: dict[str, int] = {}
+        for source, sent in zip(self._sources, sent_in_runs, strict=False):
+            per_source[source.address] = per_source.get(source.address, 0) + source.sent + sent
         return PublisherStatistics(
-            sent=sum(sent_per_source.values()),
-            bytes=self._bytes,
+            sent=sum(per_source.values()),
+            bytes=self._bytes + run_sent * self.config.datagram_size,
             seconds=seconds,
             rate_asked=rate,
-            rate_reached=self._run_sent / spent if spent else 0.0,
-            sources=len(self._sources),
-            sent_per_source=sent_per_source,
-            failed=self._failed,
-            errors=dict(self._errors),
+            rate_reached=run_sent / spent if spent else 0.0,
+            sources=len(per_source),
+            sent_per_source=per_source,
+            failed=bursts.failed if bursts else 0,
+            trains=bursts.trains if bursts else 0,
+            errors=dict(bursts.errors) if bursts else {},
         )
 
-    async def _burst(self, datagrams: int, end: float) -> int:
-        """Send up to that many, and return how many are behind us; a full queue ends the burst early."""
-        for done in range(datagrams):
-            source = self._next_source()
-            try:
-                self._send_stamped(source)
-            except OSError as error:
-                if error.errno in _BLOCKED:
-                    await self._wait_until_writable(source, error, end)
-                    return done
-                self._count_failed(error)
-            else:
-                self._run_sent += 1
-        return datagrams
+    async def _burst(self, due: int, end: float) -> int:
+        """Send some of what is due, and return how many datagrams are behind us; waits where a queue is full."""
+        bursts = self._opened()
+        done = bursts.send(due)
+        if bursts.blocked is not None:
+            await self._wait_until_writable(*bursts.blocked, end)
+        return done
 
-    def _next_source(self) -> Source:
-        if not self._open:
+    def _opened(self) -> Bursts:
+        if self._bursts is None or not self._open:
             raise AiolbError("the publisher is not open", hint="use it as `async with Publisher(…) as publisher`")
-        return self._sources[self._next]
+        return self._bursts
 
-    def _send_stamped(self, source: Source) -> None:
-        if self.config.stamp:
-            stamp = Stamp(self.run_id, source.number, source.sequence, time.time_ns())
-            stamp.pack_into(self._datagram)
-        self._send(source, self._datagram)
-        source.sequence += 1
-
-    def _send(self, source: Source, datagram: bytes | bytearray) -> None:
-        """Send from this source and move on to the next; raises what the kernel says about this datagram.
-
-        A connected socket reports what became of an earlier datagram (an ICMP error) in place of sending this
-        one: such an error is counted, and the datagram sent again.
-        """
-        earlier: OSError | None = None
+    def _send(self, bursts: Bursts, source: Source, datagram: bytes) -> None:
+        """Send from this source; raises what the kernel says about this datagram, and counts what it said before."""
+        earlier = 0
         while True:
             try:
-                self._bytes += source.sock.send(datagram)
+                source.send(datagram)
                 break
             except ConnectionRefusedError:
-                self._errors["refused"] += 1
+                bursts.count_error(errno.ECONNREFUSED)
             except OSError as error:
-                if error.errno in _BLOCKED or earlier is not None:
+                if error.errno in BLOCKED or earlier:
                     raise
-                earlier = error
-        if earlier is not None:
-            self._errors[_error_name(earlier)] += 1
-        source.sent += 1
+                earlier = error.errno or 0
+        if earlier:
+            bursts.count_error(earlier)
+        self._bytes += len(datagram)
         self._next = (self._next + 1) % len(self._sources)
 
-    def _count_failed(self, error: OSError) -> None:
-        self._failed += 1
-        self._errors[_error_name(error)] += 1
-        self._next = (self._next + 1) % len(self._sources)
-
-    async def _wait_until_writable(self, source: Source, error: OSError, end: float) -> None:
+    async def _wait_until_writable(self, source: Source, error: int, end: float) -> None:
         """Wait for room in the queue, for stop(), or for the end of the run."""
-        self._errors["blocked"] += 1
-        if error.errno == errno.ENOBUFS:  # the device's queue, which nothing watches
+        if error == errno.ENOBUFS:  # the device's queue, which nothing watches
             await asyncio.sleep(SHORTEST_PAUSE)
             return
         left = None if end == math.inf else max(end - self._clock(), 0.0) + SHORTEST_PAUSE
@@ -245,8 +247,3 @@ class Publisher:
         finally:
             timer.cancel()
             self._pausing = None
-
-
-def _error_name(error: OSError) -> str:
-    number = error.errno or 0
-    return _ERROR_NAMES.get(number) or errno.errorcode.get(number, str(number)).lower()

@@ -215,6 +215,7 @@ def statistics(**changed):
         "sources": 1,
         "sent_per_source": {"127.0.0.1": 10_000},
         "failed": 0,
+        "trains": 0,
         "errors": {},
     }
     return PublisherStatistics(**(settings | changed))

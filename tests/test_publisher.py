@@ -19,9 +19,12 @@ import uvloop
 
 from aiolb.address import Address
 from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError
-from aiolb.pacing import BURST
 from aiolb.publisher import Publisher
+from aiolb.send import bursts
+from aiolb.send.bursts import BURST, TRAIN_BURST
+from aiolb.send.choose import sender_class
 from aiolb.send.config import MAX_SIZE_V4, MAX_SIZE_V6, PublisherConfig, source_addresses
+from aiolb.send.plain import PlainSender
 from aiolb.stamp import STAMP_SIZE, stamp_from_wire
 from aiolb.verification import Verifier, merge_reports
 
@@ -43,6 +46,16 @@ def run(request):
 
     yield runner
     assert unhandled == []
+
+
+@pytest.fixture(params=["plain", "fast"], autouse=True)
+def sender(request, monkeypatch, missing):
+    """The sender that publishers use: the one in pure Python, and the compiled one."""
+    if request.param == "plain":
+        monkeypatch.setattr(bursts, "sender_class", lambda: PlainSender)
+    elif sender_class() is PlainSender:
+        missing("the compiled sender was not built")
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -450,16 +463,22 @@ def test_send(run):
 
 
 def test_a_publisher_that_is_not_open(run):
-    """Before entering and after leaving there is nothing to send with."""
+    """Before entering and after leaving there is nothing to send with, and a publisher is entered once."""
+
+    async def refuses(publisher):
+        for attempt in (publisher.send(b"hello"), publisher.run()):
+            with pytest.raises(AiolbError, match="not open") as caught:
+                await attempt
+            assert "async with" in caught.value.hint
 
     async def main():
         publisher = Publisher(TARGET, count=1)
-        for _ in range(2):
-            with pytest.raises(AiolbError, match="not open") as caught:
-                await publisher.send(b"hello")
-            assert "async with" in caught.value.hint
-            async with publisher:
-                pass
+        await refuses(publisher)
+        async with publisher:
+            pass
+        await refuses(publisher)
+        with pytest.raises(AiolbError, match="entered before"):
+            await publisher.__aenter__()
 
     run(main())
 
@@ -497,26 +516,28 @@ def test_nobody_listens(run):
 
 
 class Faulty:
-    """A socket that raises these errors before it sends."""
+    """A sender that fails with these errors before it sends."""
 
-    def __init__(self, sock, *errors):
-        self._sock, self._errors = sock, list(errors)
+    def __init__(self, sender, *errors):
+        self._sender, self._errors, self.error = sender, list(errors), 0
 
     def __getattr__(self, name):
-        return getattr(self._sock, name)
+        return getattr(self._sender, name)
 
-    def send(self, datagram):
-        """Raise the next error, or send when there is none left."""
-        if self._errors:
-            raise OSError(number := self._errors.pop(0), os.strerror(number))
-        return self._sock.send(datagram)
+    def send(self, first, pieces, length):
+        """Fail with the next error, or send when there is none left."""
+        self.error = self._errors.pop(0) if self._errors else 0
+        if self.error:
+            return 0
+        sent = self._sender.send(first, pieces, length)
+        self.error = self._sender.error
+        return sent
 
 
 async def publish_faulty(target, *errors, **settings):
-    """Run a publisher whose socket raises these errors first."""
+    """Run a publisher whose sender fails with these errors first."""
     async with Publisher(target, **settings) as publisher:
-        [source] = publisher._sources
-        source.sock = Faulty(source.sock, *errors)
+        publisher._bursts._sender = Faulty(publisher._bursts._sender, *errors)
         return await publisher.run()
 
 
@@ -544,7 +565,7 @@ def test_an_error_of_this_datagram_is_a_failure(run):
     """An error that stays is this datagram's: it is not sent, not numbered, and counted as failed."""
     with receiver() as (sock, target):
         errors = [errno.EPERM] * 6
-        statistics = run(publish_faulty(target, *errors, count=5, stamp=True))
+        statistics = run(publish_faulty(target, *errors, count=5, stamp=True, gso="off"))
         sequences = [stamp_from_wire(datagram).sequence for datagram, _ in receive(sock, 2)]
     assert sequences == [0, 1]
     assert statistics.errors == {"forbidden": 3}
@@ -563,15 +584,15 @@ def test_an_error_without_a_name_of_ours(run):
 def full_socket(publisher):
     """Put a socket with a full queue in place of the publisher's; gives the end that can empty it."""
     [source] = publisher._sources
-    own, source.sock = source.sock, None
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with own, near, far:
+    with near, far:
         near.setblocking(False)
         far.setblocking(False)
         with suppress(BlockingIOError):
             while True:
                 near.send(b"filler")
-        source.sock = near
+        os.dup2(near.fileno(), source.sock.fileno())
+        near.close()
         yield far
         publisher.stop()
 
@@ -581,10 +602,10 @@ def test_a_queue_that_empties(run):
 
     async def main():
         received = []
-        async with Publisher(TARGET, count=100, stamp=True) as publisher:
+        async with Publisher(TARGET, count=100, stamp=True, gso="off") as publisher:
             with full_socket(publisher) as far:
                 task = asyncio.create_task(publisher.run())
-                await until(lambda: publisher._errors["blocked"])
+                await until(lambda: publisher._bursts.errors["blocked"])
                 asyncio.get_running_loop().add_reader(far, lambda: received.extend(drain(far)))
                 statistics = await task
                 asyncio.get_running_loop().remove_reader(far)
@@ -605,7 +626,7 @@ def test_stop_ends_a_wait_for_room(run):
         async with Publisher(TARGET, count=1) as publisher:
             with full_socket(publisher):
                 task = asyncio.create_task(publisher.run())
-                await until(lambda: publisher._errors["blocked"])
+                await until(lambda: publisher._bursts.errors["blocked"])
                 publisher.stop()
                 return await task
 
@@ -631,7 +652,7 @@ def test_several_tasks_wait_for_one_queue(run):
         async with Publisher(TARGET) as publisher:
             with full_socket(publisher) as far:
                 tasks = [asyncio.create_task(publisher.send(b"%d" % n)) for n in range(4)]
-                await until(lambda: publisher._errors["blocked"] == 4)
+                await until(lambda: publisher._bursts.errors["blocked"] == 4)
                 tasks.pop().cancel()
                 drain(far)
                 await asyncio.gather(*tasks)

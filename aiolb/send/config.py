@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_network
 from aiolb.address import Address, IPNetwork, parse_ip, parse_network, split_host_port
 from aiolb.errors import ConfigurationError
 from aiolb.pacing import validate_rate
+from aiolb.send import gso
 from aiolb.stamp import STAMP_SIZE
 
 DEFAULT_SIZE = 64
@@ -35,7 +36,10 @@ class PublisherConfig:
     possible; ``count`` datagrams or ``duration`` seconds end a run. ``size`` is in bytes: the payload is
     repeated or cut to it, and with ``stamp`` its first STAMP_SIZE bytes become the stamp. Without a size it
     is the payload's length, or 64 when there is no payload either. ``sources`` is a number of sources in
-    127.0.0.0/8, or a network (CIDR) each host address of which sends. Raises ConfigurationError.
+    127.0.0.0/8, or a network (CIDR) each host address of which sends. ``gso`` is the number of datagrams in
+    a train; ``off``, or ``auto``: trains where several datagrams of a source are due at once and the kernel
+    and the route can. ``worker`` of ``workers`` publishers that send a run together sends its share of it: of
+    the sources, and so of rate and count. Raises ConfigurationError.
     """
 
     target: Address | str
@@ -46,6 +50,9 @@ class PublisherConfig:
     payload: bytes | None = None
     sources: int | str | IPNetwork = 1
     stamp: bool = False
+    gso: str | int = "auto"
+    worker: int = 0
+    workers: int = 1
 
     def __post_init__(self) -> None:
         validate_rate(self.rate)
@@ -53,6 +60,9 @@ class PublisherConfig:
         _check_not_negative("duration", self.duration)
         _check_not_negative("size", self.size)
         self._check_size()
+        self._check_gso()
+        if not 0 <= self.worker < self.workers:
+            raise ConfigurationError(f"worker {self.worker} of {self.workers} cannot be", hint="count workers from 0")
         if not self.host_port[1]:
             raise ConfigurationError(
                 f"{str(self.target)!r} has port 0, which nobody can listen on", hint="write HOST:PORT"
@@ -80,6 +90,35 @@ class PublisherConfig:
                 f"an empty payload cannot fill {size} bytes",
                 hint="give a payload, or none for the default text",
             )
+
+    def _check_gso(self) -> None:
+        if self.gso in {"auto", "off"}:
+            return
+        if not isinstance(self.gso, int) or not 1 <= self.gso <= gso.MAX_TRAIN:
+            raise ConfigurationError(
+                f"trains of {self.gso!r} datagrams cannot be",
+                hint=f"give a number from 1 to {gso.MAX_TRAIN}, auto or off",
+            )
+        if self.gso > 1 and not 0 < self.gso * self.datagram_size <= gso.MAX_TRAIN_BYTES:
+            raise ConfigurationError(
+                f"a train of {self.gso} datagrams of {self.datagram_size:,} bytes cannot be: it has from 1 to "
+                f"{gso.MAX_TRAIN_BYTES:,} bytes",
+                hint=f"make trains of at most {gso.longest(self.datagram_size)} datagrams"
+                if self.datagram_size
+                else "give a size",
+            )
+
+    @property
+    def train(self) -> int:
+        """The datagrams that every train must have; 1 where that is left to the publisher."""
+        return self.gso if isinstance(self.gso, int) else 1
+
+    @property
+    def may_send_trains(self) -> bool:
+        """Whether trains are wanted and can be."""
+        if self.gso == "auto":
+            return self.datagram_size > 0 and gso.longest(self.datagram_size) > 1
+        return self.train > 1
 
     @property
     def host_port(self) -> tuple[str, int]:

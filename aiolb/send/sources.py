@@ -11,27 +11,49 @@ from typing import Any
 
 from aiolb.address import Address, parse_ip
 from aiolb.errors import KernelError, StartError
+from aiolb.send import gso
 from aiolb.send.config import PublisherConfig
 
 _SPARE_DESCRIPTORS = 16
+_RECVERR = {
+    socket.AF_INET: (socket.IPPROTO_IP, 11),  # IP_RECVERR, include/uapi/linux/in.h
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 25),  # IPV6_RECVERR, include/uapi/linux/in6.h
+}
 
 
 class Source:
-    """A connected socket, and what went out through it."""
+    """A connected socket, and what users send through it."""
 
-    __slots__ = ("address", "number", "sent", "sequence", "sock", "writable")
+    __slots__ = ("address", "number", "segment", "sent", "sock", "writable")
 
     def __init__(self, number: int, sock: socket.socket) -> None:
         self.number = number
         self.sock = sock
         self.address = str(parse_ip(sock.getsockname()[0]))
+        self.segment = 0
         self.sent = 0
-        self.sequence = 0
         self.writable: asyncio.Future[None] | None = None
+
+    def make_trains(self, size: int) -> None:
+        """Cut what is sent into datagrams of this size; 0 ends that. Raises KernelError where it cannot be."""
+        if size:
+            gso.switch_on(self.sock, size)
+        elif self.segment:
+            gso.switch_off(self.sock)
+        self.segment = size
+
+    def send(self, datagram: bytes) -> None:
+        """Send one datagram in one piece."""
+        if 0 < self.segment < len(datagram):
+            self.sock.sendmsg([datagram], [gso.WHOLE])
+        else:
+            self.sock.send(datagram)
+        self.sent += 1
 
     def wait_until_writable(self) -> asyncio.Future[None]:
         """A future for all who wait: a loop keeps one writer per descriptor, and replaces it silently."""
         if self.writable is None:
+            self._forget_errors()
             loop = asyncio.get_running_loop()
             self.writable = loop.create_future()
             loop.add_writer(self.sock, self.wake)
@@ -43,6 +65,14 @@ class Source:
             asyncio.get_running_loop().remove_writer(self.sock)
             finish(self.writable)
             self.writable = None
+
+    def _forget_errors(self) -> None:
+        """Empty the error queue, or the loop would find the socket ready all the time; they were counted."""
+        try:
+            while True:
+                self.sock.recvmsg(0, 0, socket.MSG_ERRQUEUE)
+        except OSError:
+            return
 
 
 def finish(future: asyncio.Future[None]) -> None:
@@ -76,6 +106,8 @@ def open_socket(target: Address, address: str | None, sockaddr: tuple[Any, ...])
     sock = socket.socket(target.family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
+        # Without it the kernel keeps ENOBUFS to itself: what a full device queue drops would count as sent.
+        sock.setsockopt(*_RECVERR[target.family], 1)
         if address is not None:
             _bind(sock, address)
         _connect(sock, sockaddr, target)
