@@ -19,6 +19,9 @@ from aiolb.send.config import PublisherConfig, source_addresses
 from aiolb.send.sources import Source, allow_descriptors, finish, open_socket, resolve
 from aiolb.send.statistics import PublisherStatistics
 
+TURN = 0.001
+"""Seconds of sending after which the event loop gets a turn; a burst that began before is finished."""
+
 
 class Publisher:
     """Sends datagrams to one target, round robin over its sources; an async context manager.
@@ -196,7 +199,10 @@ class Publisher:
     async def _burst(self, due: int, end: float) -> int:
         """Send some of what is due, and return how many datagrams are behind us; waits where a queue is full."""
         bursts = self._opened()
+        turn_ends = self._clock() + TURN
         done = bursts.send(due)
+        while done < due and bursts.blocked is None and self._clock() < turn_ends:
+            done += bursts.send(due - done)
         if bursts.blocked is not None:
             await self._wait_until_writable(*bursts.blocked, end)
         return done
