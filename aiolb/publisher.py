@@ -17,7 +17,7 @@ from aiolb.pacing import SHORTEST_PAUSE, WHOLE, Pacer, Share
 from aiolb.send.bursts import BLOCKED, Bursts
 from aiolb.send.config import PublisherConfig, source_addresses
 from aiolb.send.sources import Source, allow_descriptors, finish, open_socket, resolve
-from aiolb.send.statistics import PublisherStatistics
+from aiolb.send.statistics import PublisherStatistics, rate_reached
 
 TURN = 0.001
 """Seconds of sending after which the event loop gets a turn; a burst that began before is finished."""
@@ -178,8 +178,6 @@ class Publisher:
             seconds += self._clock() - self._run_started
         sent_in_runs = bursts.sent if bursts else []
         run_sent = sum(sent_in_runs)
-        # Each datagram stands for its interval: 10 datagrams at 10/s take 0.9 s, and are 10/s all the same.
-        spent = seconds if rate is None else max(seconds, run_sent / rate)
         per_source: dict[str, int] = {}
         for source, sent in zip(self._sources, sent_in_runs, strict=False):
             per_source[source.address] = per_source.get(source.address, 0) + source.sent + sent
@@ -188,7 +186,7 @@ class Publisher:
             bytes=self._bytes + run_sent * self.config.datagram_size,
             seconds=seconds,
             rate_asked=rate,
-            rate_reached=run_sent / spent if spent else 0.0,
+            rate_reached=rate_reached(run_sent, seconds, rate),
             sources=len(per_source),
             sent_per_source=per_source,
             failed=bursts.failed if bursts else 0,

@@ -42,7 +42,7 @@ def main(*, repeats: int, count: int, train_count: int, size: int, sources: int,
     with ExitStack() as stack:
         program = compiled(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         status = stack.enter_context(console.status("send"))
-        for kind in SINKS:
+        for kind, title in SINKS.items():
             port = stack.enter_context(sink(kind))
             senders = {
                 **of_kind(program, port, [*sizes, str(train_count), str(train)], f"trains of {train}"),
@@ -54,9 +54,9 @@ def main(*, repeats: int, count: int, train_count: int, size: int, sources: int,
             runs: dict[tuple[str, str], list[float]] = {name: [] for name in senders}
             for repeat in range(repeats):
                 for name, sender in senders.items():
-                    status.update(f"send {SINKS[kind]}: round {repeat + 1} of {repeats}, {', '.join(name)}")
+                    status.update(f"send {title}: round {repeat + 1} of {repeats}, {', '.join(name)}")
                     runs[name].append(sender())
-            show(kind, runs)
+            show(title, runs)
             all_runs[kind] = {": ".join(name): costs for name, costs in runs.items()}
     console.print(NOTES, soft_wrap=True)
     settings = {"count": count, "train_count": train_count, "size": size, "sources": sources, "train": train}
@@ -71,16 +71,29 @@ def compiled(folder: Path) -> Path:
     return program
 
 
-def on_cpu(cpu: int) -> Callable[[], None]:
-    """Sender and receiver have a CPU each where there are two."""
-    return lambda: os.sched_setaffinity(0, {cpu})
+def start(command: list[str], cpu: int) -> subprocess.Popen[bytes]:
+    """A process on one CPU; sender and receiver have one each where there are two."""
+    os.sched_setaffinity(0, {cpu})  # for the child, which inherits it
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    finally:
+        os.sched_setaffinity(0, CPUS)
+
+
+def output(command: list[str]) -> Any:
+    """What a sender says, which is JSON."""
+    with start(command, CPUS[0]) as child:
+        said, _ = child.communicate()
+    if child.returncode:
+        raise click.ClickException(f"{' '.join(command)} ended with status {child.returncode}")
+    return json.loads(said)
 
 
 @contextmanager
 def sink(kind: str) -> Iterator[int]:
     """A process to send to; gives its port."""
     command = [sys.executable, str(FOLDER / "senders.py"), "sink", kind]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=on_cpu(CPUS[-1])) as child:
+    with start(command, CPUS[-1]) as child:
         assert child.stdout is not None
         try:
             yield int(child.stdout.readline())
@@ -105,8 +118,7 @@ def python(name: str, port: int, numbers: list[str]) -> Callable[[], float]:
 
 def measure(command: list[str]) -> float:
     """CPU microseconds per datagram, as the command says."""
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, preexec_fn=on_cpu(CPUS[0]))
-    cost: float = json.loads(done.stdout)["microseconds"]
+    cost: float = output(command)["microseconds"]
     return cost
 
 
@@ -118,7 +130,7 @@ def iperf3(size: int) -> Iterator[Callable[[], float]]:
         port = str(sock.getsockname()[1])
     server = ["iperf3", "--server", "--port", port, "--bind", "127.0.0.1", "--forceflush"]
     client = ["iperf3", "--client", "127.0.0.1", "--port", port, "--udp", "--bitrate", "0", "--length", str(size)]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, preexec_fn=on_cpu(CPUS[-1])) as child:
+    with start(server, CPUS[-1]) as child:
         assert child.stdout is not None
         while b"listening" not in child.stdout.readline():
             assert child.poll() is None, "iperf3 ended"
@@ -130,15 +142,15 @@ def iperf3(size: int) -> Iterator[Callable[[], float]]:
 
 def iperf3_cost(command: list[str]) -> float:
     """CPU microseconds per datagram, from the share of a CPU and the time that iperf3 tells."""
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, preexec_fn=on_cpu(CPUS[0]))
-    end: dict[str, Any] = json.loads(done.stdout)["end"]
+    end = output(command)["end"]
     cpu: float = end["cpu_utilization_percent"]["host_total"] / 100 * end["sum"]["seconds"]
-    return cpu / end["sum"]["packets"] * 1e6
+    packets: int = end["sum"]["packets"]
+    return cpu / packets * 1e6
 
 
-def show(kind: str, runs: dict[tuple[str, str], list[float]]) -> None:
+def show(title: str, runs: dict[tuple[str, str], list[float]]) -> None:
     """A line for each sender."""
-    table = Table(title=f"send {SINKS[kind]}: CPU time per datagram")
+    table = Table(title=f"send {title}: CPU time per datagram")
     for column in ("datagrams", "sender"):
         table.add_column(column, no_wrap=True)
     for column in ("µs", "spread", "ratio"):
@@ -148,6 +160,10 @@ def show(kind: str, runs: dict[tuple[str, str], list[float]]) -> None:
         ratio = Spread.of(cost / other for cost, other in zip(costs, base, strict=True)).median
         table.add_row(datagrams, sender, *Spread.of(costs).text(3), f"x {ratio:.2f}")
     console.print(table)
+    ours = next(costs for (datagrams, sender), costs in runs.items() if sender == "aiolb")
+    if theirs := runs.get(("no trains", "iperf3 -u")):
+        ratio = Spread.of(cost / other for cost, other in zip(theirs, ours, strict=True)).median
+        console.print(f"iperf3 -u costs {ratio:.1f} times as much as aiolb in trains\n")
 
 
 if __name__ == "__main__":

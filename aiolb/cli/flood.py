@@ -15,6 +15,7 @@ from aiolb.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from aiolb.cli.flood_workers import Workers
     from aiolb.publisher import Publisher
     from aiolb.send.statistics import PublisherStatistics
 
@@ -38,6 +39,21 @@ class Rate(click.ParamType):  # type: ignore[type-arg] # generic in new versions
             return float(value)
         except ValueError:
             self.fail(f"{value!r} is no rate; e.g. 100 or max", param, ctx)
+
+
+class Gso(click.ParamType):  # type: ignore[type-arg] # generic in new versions only
+    """``auto``, ``off``, or the datagrams of a train."""
+
+    name = "gso"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        """Read the number; whether trains can have so many is the publisher's to say."""
+        if value in {"auto", "off"}:
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number of datagrams, and neither auto nor off", param, ctx)
 
 
 @click.command()
@@ -68,25 +84,45 @@ class Rate(click.ParamType):  # type: ignore[type-arg] # generic in new versions
 @click.option(
     "--stamp", is_flag=True, help="Number the datagrams, so that `aiolb serve verify` can prove none is lost."
 )
+@click.option(
+    "--gso",
+    type=Gso(),
+    metavar="auto|off|N",
+    default="auto",
+    show_default=True,
+    help="Send trains of N datagrams in one system call (UDP_SEGMENT), or, at high rates, of as many as are due.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the sending."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.option(
     "--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True, help="Event loop."
 )
-def flood(target: str, payload: str | None, as_json: bool, loop: str, **settings: Any) -> None:
+def flood(target: str, payload: str | None, as_json: bool, loop: str, workers: int, **settings: Any) -> None:
     """Send datagrams to HOST:PORT (default 127.0.0.1:10001) until --count, --duration or Ctrl-C.
 
     The summary says what was sent and at which rate; Ctrl-C and SIGTERM give it too.
     """
     from aiolb import loops
-    from aiolb.publisher import Publisher
 
-    publisher = Publisher(_with_port(target), payload=_payload(payload), **settings)
+    publisher = _publisher(_with_port(target), workers, loop, payload=_payload(payload), **settings)
     with loops.runner(loop) as runner:
         statistics = runner.run(_run(publisher))
     if as_json:
         click.echo(json.dumps(_as_json(publisher, statistics)))
     else:
         click.echo(_summary(publisher, statistics))
+
+
+def _publisher(target: str, workers: int, loop: str, **settings: Any) -> Publisher | Workers:
+    if workers == 1:
+        from aiolb.publisher import Publisher
+
+        return Publisher(target, **settings)
+    from aiolb.cli.flood_workers import Workers
+
+    return Workers(target, workers, loop=loop, refresh=REFRESH if sys.stderr.isatty() else None, **settings)
 
 
 def _with_port(target: str) -> str:
@@ -108,7 +144,7 @@ def _payload(text: str | None) -> bytes | None:
         ) from None
 
 
-async def _run(publisher: Publisher) -> PublisherStatistics:
+async def _run(publisher: Publisher | Workers) -> PublisherStatistics:
     from aiolb import signals
 
     async with publisher:
@@ -118,7 +154,7 @@ async def _run(publisher: Publisher) -> PublisherStatistics:
 
 
 @asynccontextmanager
-async def _progress(publisher: Publisher) -> AsyncIterator[None]:
+async def _progress(publisher: Publisher | Workers) -> AsyncIterator[None]:
     """Show a line on standard error that is kept up to date and gone in the end; nothing without a terminal."""
     if not sys.stderr.isatty():
         yield
@@ -137,7 +173,7 @@ async def _progress(publisher: Publisher) -> AsyncIterator[None]:
             await asyncio.wait([task])
 
 
-async def _refresh(publisher: Publisher, live: Any) -> None:
+async def _refresh(publisher: Publisher | Workers, live: Any) -> None:
     import asyncio
     from collections import deque
 
@@ -186,13 +222,14 @@ def _errors(statistics: PublisherStatistics) -> list[str]:
     return failed + [f"{name} {number:,}" for name, number in statistics.errors.items()]
 
 
-def _summary(publisher: Publisher, statistics: PublisherStatistics) -> str:
+def _summary(publisher: Publisher | Workers, statistics: PublisherStatistics) -> str:
     plural = "" if statistics.sources == 1 else "s"
     rate = statistics.rate_reached
     asked = "" if statistics.rate_asked is None else f" of {statistics.rate_asked:,g}/s asked"
     reached = f"{rate:,.{_digits(rate)}f}/s{asked}"
+    trains = f", {statistics.trains:,} trains" if statistics.trains else ""
     lines = [
-        f"sent {statistics.sent:,} datagrams ({statistics.bytes:,} bytes) to {publisher.config.target}",
+        f"sent {statistics.sent:,} datagrams ({statistics.bytes:,} bytes{trains}) to {publisher.config.target}",
         f"from {statistics.sources:,} source{plural} in {statistics.seconds:,.2f} s, {reached}",
     ]
     if errors := _errors(statistics):
@@ -202,18 +239,20 @@ def _summary(publisher: Publisher, statistics: PublisherStatistics) -> str:
     return "\n".join(lines)
 
 
-def _as_json(publisher: Publisher, statistics: PublisherStatistics) -> dict[str, Any]:
+def _as_json(publisher: Publisher | Workers, statistics: PublisherStatistics) -> dict[str, Any]:
     return {
         "target": str(publisher.config.target),
         "run": f"{publisher.run_id:016x}" if publisher.config.stamp else None,
         "sent_datagrams": statistics.sent,
         "sent_bytes": statistics.bytes,
+        "sent_trains": statistics.trains,
         "failed_datagrams": statistics.failed,
         "elapsed_seconds": round(statistics.seconds, 6),
         "rate_asked_datagrams_per_second": statistics.rate_asked,
         "rate_reached_datagrams_per_second": round(statistics.rate_reached, 3),
         "datagram_bytes": publisher.config.datagram_size,
         "sources": statistics.sources,
+        "workers": publisher.config.workers,
         "sent_datagrams_per_source": statistics.sent_per_source,
         "errors": statistics.errors,
     }
