@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolb.errors import ConfigurationError
-from aiolb.pacing import BURST, CATCH_UP, SHORTEST_PAUSE, UNLIMITED, Pacer, Schedule, Step
+from aiolb.pacing import CATCH_UP, SHORTEST_PAUSE, UNLIMITED, WHOLE, Pacer, Schedule, Share, Step
 
 rates = st.floats(1e-3, 1e6)
 starts = st.floats(0, 1e7)
@@ -77,13 +77,18 @@ def test_a_rate_that_cannot_be(rate):
     assert caught.value.hint
 
 
+BURST = 256
+"""Datagrams that the simulated sender sends at once."""
+
+
 def simulate(pacer: Pacer, now: float, late: list[float]) -> tuple[int, float, list[Step]]:
     """Follow the steps on a clock that is late by these seconds, one after the other, then punctual."""
     done, steps = 0, []
     while (step := pacer.step(now, done)) is not None:
         steps.append(step)
-        done += step.datagrams
-        now += step.pause + (late.pop() if late else 1e-6)
+        done += min(step.datagrams, BURST)
+        pause = step.pause if step.datagrams <= BURST else 0.0
+        now += pause + (late.pop() if late else 1e-6)
     return done, now, steps
 
 
@@ -108,26 +113,23 @@ def test_a_duration_gives_what_is_due_before_its_end(rate, duration, late):
 
 
 @given(st.floats(1, 1e6), st.integers(0, 2000), lateness)
-def test_bursts_are_bounded_and_pauses_are_not_short(rate, count, late):
-    """The loop gets a turn after BURST datagrams, and a real pause takes a millisecond or more."""
+def test_pauses_are_not_short(rate, count, late):
+    """A pause takes a millisecond or more; only the last step has none."""
     _, _, steps = simulate(Pacer(rate, 0.0, count=count), 0.0, late)
-    assert all(step.datagrams <= BURST for step in steps)
-    assert all(step.pause == 0 or step.pause >= SHORTEST_PAUSE for step in steps)
-    # A turn without a pause is one that catches up, or the last.
-    assert all(step.pause or step.datagrams == BURST for step in steps[:-1])
+    assert all(step.pause >= SHORTEST_PAUSE for step in steps[:-1] if step.datagrams <= BURST)
 
 
 def test_what_cannot_be_caught_up_is_given_up():
     """A run far behind its rate ends soon after its duration all the same."""
     pacer = Pacer(1e6, 0.0, duration=1.0)
-    assert pacer.step(1.0 + CATCH_UP / 2, 1000) == Step(BURST, 0.0)
+    assert pacer.step(1.0 + CATCH_UP / 2, 1000) == Step(999_000, 0.0)
     assert pacer.step(1.0 + CATCH_UP, 1000) is None
 
 
 def test_without_a_rate_the_duration_is_the_end():
     """As fast as possible stops at the end of the duration, with nothing to catch up."""
     pacer = Pacer(None, 0.0, duration=1.0)
-    assert pacer.step(0.999, 10**6) == Step(BURST, 0.0)
+    assert pacer.step(0.999, 10**6).datagrams == UNLIMITED - 10**6
     assert pacer.step(1.0, 10**6) is None
 
 
@@ -144,3 +146,76 @@ def test_nothing_to_do():
     assert Pacer(100, 0.0, count=0).step(0.0, 0) is None
     assert Pacer(100, 0.0, duration=0.0).step(0.0, 0) is None
     assert Pacer(None, 0.0, duration=0.0).step(0.0, 0) is None
+
+
+# Trains
+
+
+def test_a_train_is_due_when_its_last_datagram_is():
+    """No datagram of a train leaves before its time, and the pause leads to the next whole train."""
+    pacer = Pacer(8.0, 0.0, train=4, count=10)
+    assert pacer.step(0.0, 0) == Step(0, 0.375)
+    assert pacer.step(0.25, 0) == Step(0, 0.125)
+    assert pacer.step(0.375, 0) == Step(4, 0.5)
+    assert pacer.step(0.5, 4) == Step(0, 0.375)
+    assert pacer.step(0.875, 4) == Step(4, 0.25)
+    assert pacer.step(1.125, 8) == Step(2, 0.0)
+    assert pacer.step(1.125, 10) is None
+
+
+def test_a_duration_ends_with_a_short_train():
+    """What is due before the end goes out, a whole train or not."""
+    pacer = Pacer(8.0, 0.0, train=16, duration=1.0)
+    assert pacer.step(0.5, 0) == Step(0, 0.375)
+    assert pacer.step(0.875, 0) == Step(8, 0.125)
+    assert pacer.step(0.9375, 8) == Step(0, 0.0625)
+    assert pacer.step(1.0, 8) is None
+
+
+@given(st.floats(10, 1e5), st.integers(0, 3000), st.integers(1, 64), lateness)
+def test_trains_give_exact_counts(rate, count, train, late):
+    """With trains of any length, count datagrams are sent, and none before its time."""
+    pacer, now, done = Pacer(rate, 0.0, count=count, train=train), 0.0, 0
+    schedule = Schedule(rate, 0.0)
+    while (step := pacer.step(now, done)) is not None:
+        done += step.datagrams
+        assert done <= schedule.due(now)
+        assert done % train == 0 or done == count
+        now += step.pause + (late.pop() if late else 1e-6)
+    assert done == count
+
+
+# Shares
+
+
+shares = st.integers(1, 8).flatmap(
+    lambda workers: st.builds(
+        lambda sources: [Share(index, workers, sources) for index in range(workers)], st.integers(workers, 50)
+    )
+)
+
+
+@given(shares, st.integers(0, 2000))
+def test_the_shares_are_the_whole(parts, datagrams):
+    """Every datagram of a run is one worker's, and goes to the source that it would go to without workers."""
+    sources = parts[0].sources
+    own = [[share.nth(n) for n in range(share.of(datagrams))] for share in parts]
+    assert sorted(n for ns in own for n in ns) == list(range(datagrams))
+    for share, ns in zip(parts, own, strict=True):
+        assert ns == sorted(ns)
+        numbers = range(share.index, sources, share.workers)
+        assert share.own_sources == len(numbers)
+        assert [n % sources for n in ns] == [numbers[k % len(numbers)] for k in range(len(ns))]
+
+
+@given(st.integers(0, 10**6))
+def test_a_lone_worker_has_it_all(n):
+    """The share of one is the whole."""
+    assert (WHOLE.of(n), WHOLE.nth(n), WHOLE.own_sources) == (n, n, 1)
+
+
+@given(shares, st.integers(1, 2000), st.floats(0.01, 1))
+def test_workers_keep_the_rate_and_the_duration(parts, rate, duration):
+    """All workers together send what one would have sent before the end."""
+    done = [simulate(Pacer(rate, 5.0, duration=duration, share=share), 5.0, [])[0] for share in parts]
+    assert sum(done) == Schedule(rate, 5.0).due_before(5.0 + duration)

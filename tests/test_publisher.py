@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import os
 import select
@@ -18,13 +17,14 @@ import pytest
 import uvloop
 
 from aiolb.address import Address
-from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError
+from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError, UnsupportedError
 from aiolb.publisher import TURN, Publisher
-from aiolb.send import bursts
+from aiolb.send import bursts, gso
 from aiolb.send.bursts import BURST, TRAIN_BURST
 from aiolb.send.choose import sender_class
-from aiolb.send.config import MAX_SIZE_V4, MAX_SIZE_V6, PublisherConfig, source_addresses
+from aiolb.send.config import MAX_SIZE_V4
 from aiolb.send.plain import PlainSender
+from aiolb.send.statistics import merge
 from aiolb.stamp import STAMP_SIZE, stamp_from_wire
 from aiolb.verification import Verifier, merge_reports
 
@@ -118,115 +118,6 @@ async def until(condition):
     """Let the loop turn until the condition holds."""
     while not condition():  # noqa: ASYNC110 - the publisher has no event for what tests look at
         await asyncio.sleep(0)
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"rate": 0}, "the rate is 0"),
-        ({"rate": -1.5}, "the rate is -1.5"),
-        ({"rate": float("nan")}, "the rate is nan"),
-        ({"count": -1}, "the count is -1"),
-        ({"duration": -0.1}, "the duration is -0.1"),
-        ({"size": -1}, "the size is -1"),
-        ({"size": 65_508}, "65,508 bytes is over the 65,507 bytes"),
-        ({"payload": bytes(65_508)}, "65,508 bytes is over the 65,507 bytes"),
-        ({"size": STAMP_SIZE - 1, "stamp": True}, "31 bytes has no room for the stamp of 32 bytes"),
-        ({"payload": b"short", "stamp": True}, "5 bytes has no room for the stamp"),
-        ({"payload": b"", "size": 5}, "an empty payload cannot fill 5 bytes"),
-        ({"sources": 0}, "0 sources"),
-        ({"sources": "-3"}, "-3 sources"),
-        ({"sources": 2**24}, "16777216 sources"),
-        ({"sources": "many"}, "'many' is no network"),
-        ({"sources": "127.1.0.1/24"}, "host bits"),
-        ({"sources": "::1/128"}, "IPv6 and IPv4"),
-    ],
-)
-def test_settings_that_cannot_work(settings, says):
-    """A setting that cannot work is found before anything is opened, with a hint."""
-    with pytest.raises(ConfigurationError, match=says) as caught:
-        Publisher(TARGET, **settings)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("target", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:http", "[::1:9", ""])
-def test_targets_that_cannot_be(target):
-    """A target is a host and a port that somebody can listen on."""
-    with pytest.raises(ConfigurationError) as caught:
-        PublisherConfig(target)
-    assert caught.value.hint
-
-
-def test_several_sources_need_the_ipv4_loopback():
-    """Only in 127.0.0.0/8 do sources exist without asking; the hint names the way for other targets."""
-    for target in ("192.0.2.1:9", "[::1]:9"):
-        with pytest.raises(ConfigurationError, match="2 sources") as caught:
-            PublisherConfig(target, sources=2)
-        assert "--sources 10.1.0.0/24" in caught.value.hint
-
-
-def test_the_size_limit_of_ipv6():
-    """IPv6 does not count its header: 20 bytes more than IPv4."""
-    assert PublisherConfig("[::1]:9", size=MAX_SIZE_V6).datagram_size == MAX_SIZE_V6
-    with pytest.raises(ConfigurationError, match="65,527"):
-        PublisherConfig("[::1]:9", size=MAX_SIZE_V6 + 1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "datagram"),
-    [
-        ({"payload": b"abc"}, b"abc"),
-        ({"payload": b"abc", "size": 8}, b"abcabcab"),
-        ({"payload": b"abc", "size": 2}, b"ab"),
-        ({"payload": b""}, b""),
-        ({"size": 0}, b""),
-        ({"size": 20}, b"aiolb says hello aio"),
-    ],
-)
-def test_the_datagram(settings, datagram):
-    """The payload, or the default text, repeated or cut to the size."""
-    assert PublisherConfig(TARGET, **settings).datagram == datagram
-
-
-def test_the_default_datagram_is_64_bytes():
-    """Without size and payload a datagram is 64 bytes of text."""
-    assert len(PublisherConfig(TARGET).datagram) == 64
-    assert PublisherConfig(TARGET).datagram.decode().isprintable()
-
-
-def test_the_settings_are_frozen():
-    """A configuration cannot be changed after it was checked."""
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PublisherConfig(TARGET).rate = 5
-
-
-@pytest.mark.parametrize(
-    ("sources", "target", "addresses"),
-    [
-        (1, V4, [None]),
-        (1, V6, [None]),
-        (3, V4, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]),
-        (ip_network("127.1.0.0/30"), V4, ["127.1.0.1", "127.1.0.2"]),
-        (ip_network("127.1.0.0/31"), V4, ["127.1.0.0", "127.1.0.1"]),
-        (ip_network("127.1.0.7/32"), V4, ["127.1.0.7"]),
-        (ip_network("fd00::/126"), V6, ["fd00::1", "fd00::2", "fd00::3"]),
-        (ip_network("fd00::/127"), V6, ["fd00::", "fd00::1"]),
-        (ip_network("::1/128"), V6, ["::1"]),
-    ],
-)
-def test_source_addresses(sources, target, addresses):
-    """A number takes the addresses after 127.0.0.1, a network its host addresses; both are counted ahead."""
-    number, found = source_addresses(sources, target)
-    assert (number, list(found)) == (len(addresses), addresses)
-
-
-@pytest.mark.parametrize(("target", "reaches"), [("0.0.0.0:9", V4), (":9", V4), ("[::]:9", V6)])
-def test_the_unspecified_address_is_this_host(target, reaches):
-    """The address that a collector was told to bind can be given to the publisher as it is."""
-    assert PublisherConfig(target).numeric_target == reaches
 
 
 # Running
@@ -523,8 +414,9 @@ class Faulty:
     def __init__(self, sender, *errors):
         self._sender, self._errors, self.error = sender, list(errors), 0
 
-    def __getattr__(self, name):
-        return getattr(self._sender, name)
+    limit = property(lambda self: self._sender.limit)
+    sent = property(lambda self: self._sender.sent)
+    trains = property(lambda self: self._sender.trains, lambda self, trains: setattr(self._sender, "trains", trains))
 
     def send(self, first, pieces, length):
         """Fail with the next error, or send when there is none left."""
@@ -663,6 +555,190 @@ def test_several_tasks_wait_for_one_queue(run):
     assert run(main()) == [b"0", b"1", b"2"]
 
 
+# Trains
+
+
+@contextmanager
+def train_receiver():
+    """A socket that takes trains whole (UDP_GRO), and its HOST:PORT."""
+    with receiver() as (sock, target):
+        sock.setsockopt(socket.IPPROTO_UDP, 104, 1)
+        yield sock, target
+
+
+def receive_trains(sock):
+    """All that is there, as (payload bytes, bytes of a datagram in it)."""
+    received = []
+    sock.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            data, ancillary, _, _ = sock.recvmsg(1 << 16, 100)
+            sizes = [int.from_bytes(value, sys.byteorder) for _, kind, value in ancillary if kind == 104]
+            received.append((len(data), *(sizes or [len(data)])))
+    return received
+
+
+def test_trains_leave_whole(run):
+    """Trains of the length that was asked for arrive as such; the last has the rest of the count."""
+    with train_receiver() as (sock, target):
+        statistics = run(publish(target, count=100, gso=16, sources=3, size=50))
+        received = receive_trains(sock)
+    assert received == [(16 * 50, 50)] * 6 + [(4 * 50, 50)]
+    assert (statistics.sent, statistics.bytes, statistics.trains) == (100, 5000, 7)
+    assert statistics.sent_per_source == {"127.0.0.2": 36, "127.0.0.3": 32, "127.0.0.4": 32}
+
+
+@pytest.mark.parametrize("settings", [{"gso": 64}, {"gso": "auto"}, {"gso": "off"}, {"gso": 7, "rate": 20_000}])
+@pytest.mark.parametrize("count", [1, 65, 130])
+def test_a_count_is_exact_in_trains(run, settings, count):
+    """Whatever makes the trains, exactly count datagrams arrive, each with its own number."""
+    with receiver() as (sock, target):
+        statistics = run(publish(target, count=count, sources=2, stamp=True, **settings))
+        stamps = [stamp_from_wire(datagram) for datagram, _ in receive(sock, count)]
+    assert statistics.sent == count
+    for source in range(2):
+        own = [stamp.sequence for stamp in stamps if stamp.source == source]
+        assert own == list(range(len(own)))
+        assert len(own) == statistics.sent_per_source.get(f"127.0.0.{source + 2}", 0)
+
+
+def test_auto_makes_trains_where_many_are_due(run):
+    """As fast as possible, the sources send in trains, as evenly as one by one."""
+    with train_receiver() as (sock, target):
+        statistics = run(publish(target, count=150, sources=2, size=10))
+        received = receive_trains(sock)
+    assert received == [(640, 10), (640, 10), (110, 10), (110, 10)]
+    assert statistics.sent_per_source == {"127.0.0.2": 75, "127.0.0.3": 75}
+    assert statistics.trains == 4
+
+
+@pytest.mark.parametrize("settings", [{"rate": 100}, {"rate": 3999}, {"rate": 7999, "sources": 2}, {"gso": "off"}])
+def test_no_trains_at_a_low_rate(run, settings):
+    """Where one datagram of a source is due at a time there are no trains, even when a late loop has many to send."""
+
+    async def main(target):
+        async with Publisher(target, count=50, **settings) as publisher:
+            publisher._clock = Clock(0.5)
+            return await publisher.run()
+
+    with train_receiver() as (sock, target):
+        statistics = run(main(target))
+        assert receive_trains(sock) == [(64, 64)] * 50
+    assert (statistics.sent, statistics.trains) == (50, 0)
+
+
+def test_trains_at_a_rate_are_not_early(run):
+    """A train leaves when its last datagram is due: at no look at the clock was more sent than was due."""
+
+    class Watch(Clock):
+        def __call__(self):
+            started, now = 1000.001, super().__call__()
+            assert publisher._bursts.sent[0] <= (now - started) * 10_000 + 1
+            return now
+
+    publisher = None
+
+    async def main(target):
+        nonlocal publisher
+        async with Publisher(target, rate=10_000, count=200, gso=16) as publisher:
+            publisher._clock = Watch(0.001)
+            return await publisher.run()
+
+    with receiver() as (sock, target):
+        statistics = run(main(target))
+        receive(sock, 200)
+    assert (statistics.sent, statistics.trains) == (200, 13)
+
+
+def test_trains_of_ipv6(run):
+    """IPv6 has trains too."""
+    with receiver("::1") as (sock, target):
+        statistics = run(publish(target, count=128, gso=64, size=100))
+        receive(sock, 128)
+    assert (statistics.sent, statistics.trains) == (128, 2)
+
+
+def test_send_beside_trains(run):
+    """What a user sends leaves in one piece, longer or shorter than the datagrams of the trains."""
+
+    async def main(target):
+        async with Publisher(target, gso=4, size=10, count=4) as publisher:
+            await publisher.run()
+            for length in (5, 10, 11, 4000):
+                await publisher.send(b"u" * length)
+
+    with receiver() as (sock, target):
+        run(main(target))
+        assert [len(datagram) for datagram, _ in receive(sock, 8)] == [10] * 4 + [5, 10, 11, 4000]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EMSGSIZE, errno.EIO])
+def test_a_kernel_that_refuses_a_train(run, number):
+    """With auto the rest leaves without trains and nothing is lost; a number is an error that says so."""
+    with train_receiver() as (sock, target):
+        statistics = run(publish_faulty(target, number, count=150, sources=1))
+        assert receive_trains(sock) == [(64, 64)] * 150
+        with pytest.raises(KernelError, match="refuses trains of 8 datagrams of 64 bytes") as caught:
+            run(publish_faulty(target, number, count=150, gso=8))
+        assert receive_trains(sock) == []
+    assert (statistics.sent, statistics.failed, statistics.trains, statistics.errors) == (150, 0, 0, {})
+    assert caught.value.errno == number
+    assert "--gso off" in caught.value.hint
+
+
+def test_a_kernel_without_trains(run, monkeypatch):
+    """Where UDP_SEGMENT is unknown, auto does without, and a number is an error that names the kernel needed."""
+    monkeypatch.setattr(gso, "UDP_SEGMENT", 255)
+    with train_receiver() as (sock, target):
+        statistics = run(publish(target, count=100))
+        assert receive_trains(sock) == [(64, 64)] * 100
+        with pytest.raises(UnsupportedError, match="UDP_SEGMENT") as caught:
+            run(publish(target, count=100, gso=8))
+    assert (statistics.sent, statistics.trains) == (100, 0)
+    assert "4.18" in caught.value.hint
+
+
+def test_a_train_that_fails_counts_its_datagrams(run):
+    """A train is sent or not as a whole; what failed is not numbered."""
+    with receiver() as (sock, target):
+        statistics = run(publish_faulty(target, errno.EPERM, errno.EPERM, count=20, gso=8, stamp=True))
+        sequences = [stamp_from_wire(datagram).sequence for datagram, _ in receive(sock, 12)]
+    assert sequences == list(range(12))
+    assert (statistics.sent, statistics.failed, statistics.trains) == (12, 8, 2)
+    assert statistics.errors == {"forbidden": 1}
+
+
+# Workers
+
+
+@pytest.mark.parametrize("settings", [{"sources": 7}, {"sources": 2}, {"sources": 1}, {"sources": 3, "gso": "off"}])
+def test_workers_send_what_one_would(run, settings):
+    """Three workers together send the count, spread over the sources as by one, and number it without a clash."""
+
+    async def main(target):
+        parts = []
+        for worker in range(3):
+            async with Publisher(target, count=100, stamp=True, worker=worker, workers=3, **settings) as publisher:
+                publisher.run_id = 0
+                parts.append(await publisher.run())
+        return merge(parts)
+
+    with receiver() as (sock, target):
+        whole = run(publish(target, count=100, **settings))
+        receive(sock, 100)
+    with receiver() as (sock, target):
+        statistics = run(main(target))
+        stamps = {stamp_from_wire(datagram)[1:3] for datagram, _ in receive(sock, 100)}
+    assert len(stamps) == 100
+    assert statistics.sent == 100
+    number = settings["sources"]
+    if number >= 3:
+        assert statistics.sent_per_source == whole.sent_per_source
+    else:
+        assert sum(statistics.sent_per_source.values()) == 100
+        assert statistics.sources == number
+
+
 # Opening
 
 
@@ -736,44 +812,6 @@ def test_a_name_and_sources_that_do_not_fit(run):
         run(publish_to_name(results, sources=2))
 
 
-OPEN_MANY = """
-import asyncio, resource, sys
-from aiolb.errors import StartError
-from aiolb.publisher import Publisher
-
-async def main():
-    async with Publisher("127.0.0.1:9", sources=100) as publisher:
-        return publisher.statistics().sources
-
-soft, hard = int(sys.argv[1]), int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-try:
-    print(asyncio.run(main()), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft)
-except StartError as error:
-    print(error, "|", error.hint)
-"""
-
-
-def open_many(soft, hard):
-    """Open 100 sources in a process with these limits, and give what it said."""
-    command = [sys.executable, "-c", OPEN_MANY, str(soft), str(hard)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-
-
-def test_the_limit_of_open_files_is_raised():
-    """More sources than the soft limit allows raise it; with room enough it stays."""
-    assert open_many(50, 1000) == "100 True"
-    assert open_many(500, 1000) == "100 False"
-
-
-def test_the_hard_limit_of_open_files():
-    """More sources than the hard limit allows are an error with the command that helps."""
-    said = open_many(50, 60)
-    assert said.startswith("100 sources need ")
-    assert "the hard limit is 60" in said
-    assert "ulimit -Hn" in said
-
-
 IN_NAMESPACE = """
 import asyncio, socket, subprocess
 from aiolb.publisher import Publisher
@@ -795,9 +833,82 @@ asyncio.run(main())
 
 def test_ipv6_sources(needs, missing):
     """Every host address of an IPv6 network sends, where the host has them."""
+    [said] = in_namespace(needs, missing, IN_NAMESPACE)
+    assert said.split() == ["fd00::1", "fd00::2", "fd00::3"] * 2
+
+
+NARROW = """
+import asyncio, subprocess, time
+from pathlib import Path
+from aiolb.errors import KernelError
+from aiolb.publisher import Publisher
+
+Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+for command in (
+    "ip link add near type veth peer name far",
+    "ip address add 10.77.0.1/24 dev near",
+    "ip link set near up",
+    "ip link set far up",
+    "ip neighbour add 10.77.0.2 lladdr 02:00:00:00:00:02 dev near",
+):
+    subprocess.run(command.split(), check=True)
+
+def arrived():
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    return next(int(line.split()[2]) for line in lines if line.strip().startswith("far:"))
+
+async def publish(**settings):
+    before = arrived()
+    async with Publisher("10.77.0.2:9", **settings) as publisher:
+        statistics = await publisher.run()
+    deadline = time.monotonic() + 10
+    while arrived() < before + statistics.sent and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return statistics, arrived() - before
+"""
+
+QUEUE = (
+    NARROW
+    + """
+subprocess.run("tc qdisc add dev near root tbf rate 8mbit burst 1600 limit 3000".split(), check=True)
+statistics, arrived_now = asyncio.run(publish(count=200, gso="off"))
+print(statistics.sent, arrived_now, statistics.failed, statistics.errors["blocked"] > 0, set(statistics.errors))
+"""
+)
+
+MTU = (
+    NARROW
+    + """
+statistics, arrived_now = asyncio.run(publish(count=40, size=1473))
+print(statistics.sent, arrived_now, statistics.trains)
+try:
+    asyncio.run(publish(count=40, size=1473, gso=8))
+except KernelError as error:
+    print(error, "|", error.hint)
+"""
+)
+
+
+def in_namespace(needs, missing, script, *tools):
+    """Run a script in a network namespace of its own; gives the lines it prints."""
     if os.geteuid() != 0:
         missing("making a network namespace needs root")
-    needs("ip", "iproute2")
-    command = [needs("unshare", "util-linux"), "--net", sys.executable, "-c", IN_NAMESPACE]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
-    assert said == ["fd00::1", "fd00::2", "fd00::3"] * 2
+    for tool in ("ip", *tools):
+        needs(tool, "iproute2")
+    command = [needs("unshare", "util-linux"), "--net", sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+
+
+def test_a_full_device_queue(needs, missing):
+    """What a full device queue refuses is told, counted, waited for and sent again: all arrive."""
+    assert in_namespace(needs, missing, QUEUE, "tc") == ["200 200 0 True {'blocked'}"]
+
+
+def test_datagrams_larger_than_the_mtu(needs, missing):
+    """A train cannot have datagrams that need fragments: auto does without, a number is an error."""
+    first, second = in_namespace(needs, missing, MTU)
+    assert first == "40 80 0"
+    assert second == (
+        "a train cannot have datagrams of 1,473 bytes where the MTU is 1,500 "
+        "| give a size of at most 1472, or no trains (--gso off)"
+    )
