@@ -78,10 +78,12 @@ def test_a_summary_for_programs(receiver, target):
         "target": target,
         "sent_datagrams": 9,
         "sent_bytes": 360,
+        "sent_trains": 2,
         "failed_datagrams": 0,
         "rate_asked_datagrams_per_second": None,
         "datagram_bytes": 40,
         "sources": 2,
+        "workers": 1,
         "sent_datagrams_per_source": {"127.0.0.2": 5, "127.0.0.3": 4},
         "errors": {},
     }
@@ -91,6 +93,20 @@ def test_without_a_stamp_there_is_no_run(receiver, target):
     """Datagrams that are not stamped belong to no run."""
     assert json.loads(invoke(target, "--count", "1", "--json").stdout)["run"] is None
     receive(receiver, 1)
+
+
+def test_trains(receiver, target):
+    """Trains of a length are sent when asked for, and told in the summary."""
+    result = invoke(target, "--count", "20", "--rate", "max", "--gso", "8")
+    receive(receiver, 20)
+    assert result.stdout.startswith(f"sent 20 datagrams (1,280 bytes, 3 trains) to {target}\n")
+
+
+def test_trains_of_no_number(target):
+    """Wrong usage is click's to tell."""
+    result = invoke(target, "--gso", "many")
+    assert result.exit_code == 2
+    assert "'many' is no number of datagrams, and neither auto nor off" in result.stderr
 
 
 def test_a_duration_of_nothing(receiver, target):
@@ -132,6 +148,7 @@ def test_a_payload_file_that_is_not_there(target, tmp_path):
         (["--rate", "0"], ConfigurationError),
         (["--rate", "nan"], ConfigurationError),
         (["--count", "-1"], ConfigurationError),
+        (["--gso", "65"], ConfigurationError),
         (["--sources", "many"], ConfigurationError),
         (["--size", "99999"], ConfigurationError),
         (["--sources", "203.0.113.0/30"], KernelError),
