@@ -34,6 +34,7 @@ lint: $(FOR_TEST)
 
 bench: $(FOR_RUN)
 	@$(VENV_PYTHON) benchmarks/receive.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/send.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/steering.py $(ARGS)
 
 bytecode: $(FOR_RUN)

@@ -30,7 +30,7 @@ class Publisher:
     the target (of a name's addresses it takes an IPv4 one if there is, unless the sources are IPv6) and opens
     one socket per source; where that takes more open files than the soft limit, it raises the limit and
     leaves it raised. It fails with StartError or, where the kernel says no, KernelError. Leaving closes the
-    sockets.
+    sockets, and the publisher cannot be entered again.
     """
 
     def __init__(
@@ -131,8 +131,9 @@ class Publisher:
         """Send datagrams at the configured rate until the count or the duration is reached, or stop().
 
         The rate is open-loop: datagram n goes out at n / rate seconds or right after, however late the ones
-        before it were. May be called again afterwards; statistics and stamps go on. Raises AiolbError when
-        closed or already running.
+        before it were, and a train when its last datagram is due. May be called again afterwards; statistics and
+        stamps go on. Raises AiolbError when closed or already running, and KernelError when the kernel refuses the
+        trains that ``gso`` asks for.
         """
         bursts = self._opened()
         if self._run_started is not None:

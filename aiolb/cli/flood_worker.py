@@ -22,7 +22,9 @@ from aiolb.send.statistics import PublisherStatistics
 
 def main() -> None:
     """Run one worker."""
-    settings = json.loads(sys.stdin.buffer.readline())  # reads nothing ahead: the next line comes later
+    if not (line := sys.stdin.buffer.readline()):  # reads nothing ahead: the next line comes later
+        return
+    settings = json.loads(line)
     with loops.runner(settings.pop("loop")) as runner:
         try:
             runner.run(_work(**settings))

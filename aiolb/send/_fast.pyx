@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from aiolb.receive._linux cimport MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, timespec
 from aiolb.stamp import STAMP_SIZE, Stamp
 
 cdef extern from "<endian.h>" nogil:
@@ -13,27 +14,11 @@ cdef extern from "<endian.h>" nogil:
     uint64_t htobe64(uint64_t)
 
 cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
     int CLOCK_REALTIME
     int clock_gettime(int, timespec *)
 
 cdef extern from "<sys/socket.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-
-    struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-
-    struct mmsghdr:
-        msghdr msg_hdr
-
-    int MSG_DONTWAIT
     ssize_t c_send "send"(int, const void *, size_t, int)
-    int sendmmsg(int, mmsghdr *, unsigned int, int)
 
 cdef enum:
     # Where the fields of a stamp are; a test compares them with aiolb.stamp.

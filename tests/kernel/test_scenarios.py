@@ -273,7 +273,8 @@ async def test_a_lone_member_stops_under_a_flood(start, hold):
         member = await start(address, app=app)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.sendto(str(pipe).encode(), (address.host, address.port))
-    async with Publisher(address, sources=20) as publisher:
+    # Without trains: the kernel counts a train that it drops as one packet.
+    async with Publisher(address, sources=20, gso="off") as publisher:
         flood = asyncio.create_task(publisher.run())
         member.process.terminate()
         await member.event("stopping")
