@@ -9,6 +9,8 @@ ARGS ?=
 VENV_PYTHON := .venv/bin/python
 FOR_RUN := .venv/.installed
 FOR_TEST := .venv/.installed-dev
+# What is compiled at installation, where there is a compiler.
+COMPILED := pyproject.toml $(wildcard aiolb/*/*.pyx aiolb/*/*.pxd)
 KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
 
 .PHONY: help run test lint bench bytecode
@@ -41,10 +43,10 @@ bytecode: $(FOR_RUN)
 	@tools/debian-packages python3-bpfcc || true
 	$(VENV_PYTHON) -m aiolb.bpf.compiler
 
-$(FOR_RUN): pyproject.toml
+$(FOR_RUN): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup .
 	@touch $@
 
-$(FOR_TEST): pyproject.toml
+$(FOR_TEST): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup '.[dev]'
 	@touch $@ $(FOR_RUN)
