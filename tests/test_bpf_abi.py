@@ -75,7 +75,7 @@ def test_round_trip(layout):
 
 def test_seed_and_strict():
     """The seed is put together of its two halves, and strict is a flag."""
-    config = abi.Config(1, 1, abi.FLAG_STRICT, 0, 2, 3, 0, 0)
+    config = abi.Config(1, 1, abi.FLAG_STRICT, 0, 2, 3, 0, 0, 0)
     assert (config.seed, config.strict) == (3 << 64 | 2, True)
 
 

@@ -61,7 +61,7 @@ class Layout:
 class Config(Layout):
     """``struct config``."""
 
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQQQ")
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQQQQ")
 
     layout: int
     count: int
@@ -71,6 +71,7 @@ class Config(Layout):
     seed_high: int
     program: int
     created_ns: int
+    namespace: int
 
     @property
     def seed(self) -> int:

@@ -29,6 +29,7 @@ struct config {
 	u64 seed[2];		/* key of the hash: low and high 64 bits */
 	u64 program;		/* first 8 bytes of SHA-256 of the attached bytecode; user space only */
 	u64 created_ns;		/* CLOCK_REALTIME of the group's creation; user space only */
+	u64 namespace;		/* SO_NETNS_COOKIE of its network namespace; user space only */
 };
 
 /* members: array of MAX_MEMBERS; user space only */

@@ -19,7 +19,7 @@ from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, hashing, program, slots, spec, syscall
 from aiolb.bpf.abi import BPFFS, Config, Member
 from aiolb.bpf.maps import LayoutMismatchError, Maps
-from aiolb.bpf.pins import Pins
+from aiolb.bpf.pins import Pins, namespace_cookie
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.errors import (
     ConfigurationError,
@@ -168,8 +168,8 @@ class Group:
         """
         pins = Pins(address, protocol=options.protocol, bpffs=options.bpffs)
         with pins.locked(create=True), ExitStack() as on_error:
-            if pins.complete:
-                group = cls._open(address, pins)
+            group = cls._open_ours(address, pins)
+            if group is not None:
                 on_error.callback(group.close)
                 group._check_seed(options)  # noqa: SLF001 - our own instance
                 group._wanted = options  # noqa: SLF001
@@ -186,11 +186,22 @@ class Group:
         pins = Pins(address, protocol=protocol, bpffs=bpffs)
         try:
             with pins.locked():
-                if pins.complete:
-                    return cls._open(address, pins)
+                if (group := cls._open_ours(address, pins)) is not None:
+                    return group
         except FileNotFoundError:
             pass
         raise GroupNotFoundError(f"there is no group at {address}", hint="start a collector there first")
+
+    @classmethod
+    def _open_ours(cls, address: Address, pins: Pins) -> Self | None:
+        """The group that is pinned here; None without one, and for that of a namespace whose number was used again."""
+        if not pins.complete:
+            return None
+        group = cls._open(address, pins)
+        if group.config.namespace == namespace_cookie():
+            return group
+        group.close()
+        return None
 
     @classmethod
     def _open(cls, address: Address, pins: Pins) -> Self:
@@ -415,6 +426,7 @@ def _fill(maps: Maps, options: GroupOptions, digest: int) -> None:
         seed_high=seed >> 64,
         program=digest,
         created_ns=time.time_ns(),
+        namespace=namespace_cookie(),
     )
     maps.write("config", 0, config.pack())
     maps.write_many("slots", {slot: abi.U32.pack(owner) for slot, owner in enumerate(slots.assign(count))})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aiolb.address import Address
@@ -19,6 +20,7 @@ LOCK_TIMEOUT = 10.0
 """Seconds to wait for another process that creates, joins or leaves the same group; it needs milliseconds."""
 
 _LOCK_POLL = 0.005
+_SO_NETNS_COOKIE = 71  # socket(7); the socket module has no name for it
 _MARKER = "config"  # pinned last and removed first: a folder with it holds a whole group
 
 
@@ -177,6 +179,13 @@ def is_bpffs(path: Path) -> bool:
         if source.startswith("bpf ") and mount.split()[2] == number:
             return True
     return False
+
+
+def namespace_cookie() -> int:
+    """A number of this thread's network namespace that no later one gets, as inode numbers are; 0 before Linux 5.14."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+    return 0
 
 
 def network_namespace() -> int:

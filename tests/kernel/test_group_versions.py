@@ -9,7 +9,7 @@ import pytest
 
 from aiolb.bpf import abi, syscall
 from aiolb.bpf.group import Group, GroupOptions
-from aiolb.errors import GroupError, KernelError, PrivilegeError
+from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError
 
 
 def reopen(group, bpffs, **options):
@@ -53,6 +53,18 @@ def test_another_layout(cluster, bpffs, version):
         )
         assert caught.value.hint == f"another version made it: stop its members, then rm -r {folder}"
     assert group.group.alive() == {0, 1}
+
+
+def test_the_group_of_a_namespace_that_is_gone(cluster, bpffs):
+    """Pins of a dead namespace whose number a new one got are no group there: it makes its own."""
+    group = cluster(7)
+    group.group._write_config(namespace=group.group.config.namespace + 1)
+    with pytest.raises(GroupNotFoundError):
+        Group.open(group.address, bpffs=bpffs)
+    with Group.opened_or_created(group.address, GroupOptions(count=2, bpffs=bpffs)) as made:
+        assert made.config.count == 2
+        assert made.config.namespace == group.group.config.namespace - 1
+    made.close()
 
 
 @pytest.mark.parametrize(
