@@ -43,6 +43,15 @@ def pair():
         yield receiving, sending
 
 
+def test_a_buffer_is_not_longer_than_a_message_can_be(parts, pair):
+    """More room than any message needs is refused, before the room of all of them overflows."""
+    if parts is choose.PLAIN:
+        pytest.skip("of the compiled receiver")
+    for size in (65537, 2**62 - 4160 + 16, 2**64 - 1):
+        with pytest.raises(ValueError, match="65536"):
+            parts.receiver(pair[0], batch=4, size=size)
+
+
 def test_an_empty_queue_gives_an_empty_list(receiver_of, pair):
     """Nothing waits for a datagram."""
     receiver = receiver_of(pair[0])

@@ -10,6 +10,7 @@ import socket
 import sys
 import types
 import weakref
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -273,6 +274,69 @@ def test_a_batch_that_nobody_wanted_is_forgotten(parts):
             del batch
         assert receiver.datagrams == 600
         assert not queue
+
+
+def test_a_batch_may_be_in_two_queues(parts):
+    """Each queue gives all of it, whether somebody has looked at the batch or not."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        receiver = parts.receiver(sock)
+        for looked_at in (False, True):
+            for i in range(3):
+                sock.sendto(b"%d" % i, sock.getsockname())
+            one, other = parts.stepper.queue(), parts.stepper.queue()
+            batch = receiver.take()
+            one.extend(batch)
+            other.extend(batch)
+            if looked_at:
+                assert len(list(one)) == 3
+            for queue in (one, other):
+                assert [queue.popleft()[0] for _ in range(3)] == [b"0", b"1", b"2"]
+                assert not queue
+
+
+def test_the_garbage_collector_may_use_the_queue(parts):
+    """What it runs in the middle may take, look at and use up datagrams; each keeps its own address."""
+    with ExitStack() as stack:
+        receiving, *senders = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(41)]
+        receiving.bind(("127.0.0.1", 0))
+        receiving.setblocking(False)
+        for sock in senders:
+            sock.bind(("127.0.0.1", 0))
+        receiver, queue, got = parts.receiver(receiving), parts.stepper.queue(), []
+
+        def meddle(_phase, _info):
+            if queue:
+                got.append(queue.popleft())
+            got.extend(list(queue)[:1])
+            queue.extend(receiver.take())
+
+        threshold = gc.get_threshold()
+        for _ in range(20):
+            for sock in senders:
+                sock.sendto(b"%d" % sock.getsockname()[1], receiving.getsockname())
+            receiver = parts.receiver(receiving)
+            queue.extend(receiver.take())
+            gc.callbacks.append(meddle)
+            gc.set_threshold(1)
+            try:
+                while queue:
+                    with suppress(IndexError):
+                        got.append(queue.popleft())
+            finally:
+                gc.set_threshold(*threshold)
+                gc.callbacks.remove(meddle)
+        assert len(got) >= 20 * len(senders)
+        assert all(int(datagram) == addr[1] for datagram, addr in got)
+
+
+def test_an_address_without_a_host_is_an_error(parts):
+    """It is looked for among the holders, and has nothing to look for."""
+    queue = parts.stepper.queue()
+    queue.extend([(b"", ())])
+    with pytest.raises(IndexError):
+        parts.stepper(queue, {"a": None}, print).step(print, 1)
 
 
 def test_a_batch_that_was_used_up_does_not_keep_its_receiver(parts):

@@ -26,6 +26,7 @@ cdef class AddressBook:
 cdef class Batch:
     # Datagrams that nobody has made yet: `next` makes one, and `addr` is its address until the one after.
     cdef Py_ssize_t left
+    cdef bint queued
     cdef object addr
     cdef FastReceiver _receiver
     cdef unsigned int _message
@@ -39,6 +40,7 @@ cdef class Batch:
     cdef object next(self)
     cdef int _open_message(self) except -1
     cdef list settle(self)
+    cdef int _make_all(self) except -1
 
 cdef Batch ready(object datagrams)
 

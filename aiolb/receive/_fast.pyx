@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+# cython: language_level=3, wraparound=False, cdivision=True, binding=False
 """The compiled receiver: one recvmmsg into reused buffers, trains split, address tuples made once per sender."""
 
 import os
@@ -24,6 +24,8 @@ from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(PyObject *)
+    bint PyGC_Disable()
+    bint PyGC_Enable()
 
 # Senders whose address tuple is kept: about 1 MiB at most, whoever sends.
 cdef enum:
@@ -56,13 +58,20 @@ cdef class AddressBook:
         cdef Entry *entry
         cdef PyObject *old
         cdef tuple addr
+        cdef bint collecting
         mixed = (mixed ^ (mixed >> 32) ^ name.words[1]) * <uint64_t>0xD6E8FEB86659FD93
         mixed = (mixed ^ (mixed >> 32) ^ name.words[2]) * <uint64_t>0xD6E8FEB86659FD93
         mixed = (mixed ^ (mixed >> 32) ^ name.words[3]) * <uint64_t>0xD6E8FEB86659FD93
         entry = &self._entries[(mixed >> 32) % ENTRIES]
         if entry.addr != NULL and _same(&entry.name, name):
             return <tuple>entry.addr
-        addr = _make_addr(name)
+        # What the garbage collector would run may come back here, or take another batch over this name.
+        collecting = PyGC_Disable()
+        try:
+            addr = _make_addr(name)
+        finally:
+            if collecting:
+                PyGC_Enable()
         old = entry.addr
         entry.name = name[0]
         Py_INCREF(addr)
@@ -81,6 +90,8 @@ cdef class FastReceiver:
                   size_t size=BUFFER_SIZE, bint timestamps=False):
         if batch < 1 or limit < 1 or size < 1:
             raise ValueError(f"batch {batch}, limit {limit} and size {size} must be at least 1")
+        if size > BUFFER_SIZE:
+            raise ValueError(f"size {size} is more than {BUFFER_SIZE}, and no message is longer")
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"a socket of IPv4 or IPv6 is needed, not {sock.family!r}")
         self._sock = sock
@@ -242,6 +253,8 @@ cdef class Batch:
         """Make the next datagram; there must be one."""
         cdef object datagram
         cdef unsigned int size
+        if self.left < 1:
+            raise IndexError("no datagram is left in the batch")
         if self._made is not None:
             datagram, self.addr = self._made[self._at]
             self._at += 1
@@ -261,13 +274,7 @@ cdef class Batch:
     cdef int _open_message(self) except -1:
         cdef FastReceiver receiver = self._receiver
         cdef unsigned int i = self._message
-        cdef bint busy = receiver._busy
-        # A tuple that is made may start the garbage collector: whatever that runs must not take another batch now.
-        receiver._busy = True
-        try:
-            self.addr = receiver._book.find(&receiver._names[i])
-        finally:
-            receiver._busy = busy
+        self.addr = receiver._book.find(&receiver._names[i])
         self._data = <char *>receiver._vectors[i].iov_base
         self._rest = receiver._messages[i].msg_len
         self._segment = receiver._segments[i]
@@ -277,36 +284,47 @@ cdef class Batch:
 
     cdef list settle(self):
         """All that is left, made: from then on it is independent of the receiver's buffers."""
-        cdef Py_ssize_t i, total = self.left
-        cdef list made
-        cdef tuple item
-        cdef object datagram
+        cdef bint collecting
         if self._made is None:
-            made = PyList_New(total)
-            for i in range(total):
-                datagram = self.next()
-                item = PyTuple_New(2)
-                Py_INCREF(datagram)
-                PyTuple_SET_ITEM(item, 0, datagram)
-                Py_INCREF(self.addr)
-                PyTuple_SET_ITEM(item, 1, self.addr)
-                # It can be in no cycle: the garbage collector need not look at thousands of them.
-                PyObject_GC_UnTrack(<PyObject *>item)
-                Py_INCREF(item)
-                PyList_SET_ITEM(made, i, item)
-            self._made, self._at, self.left = made, 0, total
+            # What the garbage collector would run must not see a batch that is half made.
+            collecting = PyGC_Disable()
+            try:
+                self._make_all()
+            finally:
+                if collecting:
+                    PyGC_Enable()
         elif self._at:
             del self._made[:self._at]
             self._at = 0
         return self._made
 
+    cdef int _make_all(self) except -1:
+        cdef Py_ssize_t i, total = self.left
+        cdef list made = PyList_New(total)
+        cdef tuple item
+        cdef object datagram
+        for i in range(total):
+            datagram = self.next()
+            item = PyTuple_New(2)
+            Py_INCREF(datagram)
+            PyTuple_SET_ITEM(item, 0, datagram)
+            Py_INCREF(self.addr)
+            PyTuple_SET_ITEM(item, 1, self.addr)
+            # It can be in no cycle: the garbage collector need not look at thousands of them.
+            PyObject_GC_UnTrack(<PyObject *>item)
+            Py_INCREF(item)
+            PyList_SET_ITEM(made, i, item)
+        self._made, self.left = made, total
+        return 0
+
 
 cdef inline void _let_go(Batch batch) noexcept:
     """Part a batch that is in no buffer any more from its receiver: neither keeps the other alive."""
-    if batch._receiver is not None:
-        if batch._receiver._last is batch:
-            batch._receiver._last = None
+    cdef FastReceiver receiver = batch._receiver
+    if receiver is not None:
         batch._receiver = None
+        if receiver._last is batch:
+            receiver._last = None
 
 
 cdef Batch ready(object datagrams):

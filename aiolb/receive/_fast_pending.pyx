@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: language_level=3, wraparound=False, binding=False
 """The compiled queue of pending datagrams: it keeps batches whole, and a datagram is made when its turn comes."""
 
 from collections import deque
@@ -23,8 +23,14 @@ cdef class FastPending:
 
     def extend(self, datagrams):
         """Put a batch behind the others."""
-        cdef Batch batch = datagrams if type(datagrams) is Batch else ready(datagrams)
+        cdef Batch batch
+        # A batch is used up by the queue that it is in: no other queue may share it.
+        if type(datagrams) is Batch and not (<Batch>datagrams).queued:
+            batch = datagrams
+        else:
+            batch = ready(datagrams)
         if batch.left:
+            batch.queued = True
             self.size += batch.left
             self._batches.append(batch)
 
@@ -33,7 +39,9 @@ cdef class FastPending:
         if not self.size:
             raise IndexError("no datagram is pending")
         datagram = self.next()
-        return (datagram, self.addr)
+        # Read before a tuple is made, which may start the garbage collector and whatever that runs.
+        addr = self.addr
+        return (datagram, addr)
 
     def clear(self):
         """Forget them all."""

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: language_level=3, wraparound=False, binding=False
 """The compiled sender: datagrams are held, and leave together in one sendmmsg."""
 
 import os
@@ -35,11 +35,13 @@ cdef class FastSender:
         """See :meth:`aiolb.receive.contract.Sender.hold`."""
         cdef bytes name
         cdef unsigned int i
+        # Made first: it may start the garbage collector, and what that runs may hold or flush too.
+        cdef tuple item = (data, addr)
         name = self._pack(addr) if type(addr) is tuple else None
         i = self._count
         if name is None or i == HELD or self._busy:
             return False
-        self._held.append((data, addr))
+        self._held.append(item)
         memcpy(&self._names[i], <char *>name, len(name))
         self._vectors[i].iov_base = <char *>data
         self._vectors[i].iov_len = len(data)
@@ -82,10 +84,12 @@ cdef class FastSender:
 
     def release(self):
         """See :meth:`aiolb.receive.contract.Sender.release`."""
+        cdef list fresh = [], held = self._held
+        cdef unsigned int first = self._first
         self._check_idle()
-        held = self._held[self._first:]
-        self._forget()
-        return held
+        self._held = fresh
+        self._first = self._count = 0
+        return held[first:]
 
     def _check_idle(self):
         if self._busy:

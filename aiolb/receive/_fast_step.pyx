@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: language_level=3, wraparound=False, binding=False
 """The compiled inner loop of a lane: a handler that returns at once costs one call and one send."""
 
 from cpython.object cimport PyObject
