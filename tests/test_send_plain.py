@@ -177,6 +177,25 @@ def test_what_cannot_be_sent_from(make):
 # Which one
 
 
+def test_a_number_is_missing(missing):
+    """Each source needs its number, and the compiled sender looks for all of them at once."""
+    if sender_class() is PlainSender:
+        missing("the compiled sender was not built")
+    with connected(3) as (_, sockets), pytest.raises(IndexError):
+        sender_class()(sockets, bytes(STAMP_SIZE), limit=1, trains=False, run=RUN, numbers=[1])
+
+
+def test_a_sender_is_made_once(missing):
+    """Its room is not for what a second call of its constructor says."""
+    if sender_class() is PlainSender:
+        missing("the compiled sender was not built")
+    with connected() as (receiver, sockets):
+        sender = sender_class()(sockets, b"x", limit=1, trains=False, run=None, numbers=[0])
+        sender.__init__(sockets, b"y", limit=10_000, trains=False, run=None, numbers=[0])
+        assert (sender.limit, sender.send(0, 1, 1)) == (1, 1)
+        assert receive(receiver, 1) == [(2, b"x")]
+
+
 def test_the_plain_sender_where_there_is_no_other(monkeypatch):
     """Without the compiled sender the one in pure Python is taken, unless that is forbidden."""
     monkeypatch.setitem(__import__("sys").modules, "aiolb.send._fast", None)

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: language_level=3, wraparound=False, binding=False
 """The compiled sender: many pieces in one call, without the interpreter between the system calls."""
 
 from libc.errno cimport errno
@@ -46,6 +46,7 @@ cdef class FastSender:
     cdef mmsghdr *_messages
 
     def __cinit__(self, sockets, bytes datagram, *, unsigned int limit, bint trains, run, numbers):
+        cdef unsigned int i
         self._sources = len(sockets)
         self._descriptors = <int *>calloc(self._sources, sizeof(int))
         self._numbers = <uint32_t *>calloc(self._sources, sizeof(uint32_t))
@@ -54,9 +55,6 @@ cdef class FastSender:
         self._messages = <mmsghdr *>calloc(limit, sizeof(mmsghdr))
         if not (self._descriptors and self._numbers and self._sent and self._vectors and self._messages):
             raise MemoryError
-
-    def __init__(self, sockets, bytes datagram, *, unsigned int limit, bint trains, run, numbers):
-        cdef unsigned int i
         self.limit = limit
         self.trains = trains
         self._stamped = run is not None
