@@ -24,8 +24,8 @@ class FastReceiver:
     memory as messages have filled so far.
 
     Trains are split if UDP_GRO is on when the receiver is made. Raises ValueError for another kind of socket and
-    for a number below 1, OSError if the socket is closed and timestamps are asked for; RuntimeError when two
-    threads receive at the same time.
+    for a number below 1 or a size over 65536, OSError if the socket is closed and timestamps are asked for;
+    RuntimeError when two threads receive at the same time.
     """
 
     @property
