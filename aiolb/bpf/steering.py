@@ -123,7 +123,8 @@ def _others(address: Address, group: Group) -> tuple[sockets.Holder, ...]:
     alive = group.alive()
     if len(sockets.sockets_on(address, exactly=True)) <= len(alive) + 1:  # the members' and ours
         return ()
-    members = {group.holder(index).pid for index in alive} | {os.getpid()}
+    # Who started us may keep the port for us.
+    members = {group.holder(index).pid for index in alive} | {os.getpid(), os.getppid()}
     return tuple(holder for holder in sockets.holders_of(address, exactly=True) if holder.pid not in members)
 
 
