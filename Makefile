@@ -10,7 +10,7 @@ VENV_PYTHON := .venv/bin/python
 FOR_RUN := .venv/.installed
 FOR_TEST := .venv/.installed-dev
 # What is compiled at installation, where there is a compiler.
-COMPILED := pyproject.toml $(wildcard aiolb/*/*.pyx aiolb/*/*.pxd)
+COMPILED := pyproject.toml setup.py $(wildcard aiolb/*/*.pyx aiolb/*/*.pxd)
 KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
 
 .PHONY: help run test lint bench bytecode
