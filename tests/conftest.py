@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import settings
 
+from aiolb import loops
 from aiolb.bpf import compiler
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.errors import CompileError
@@ -137,3 +141,27 @@ def nothing_left() -> Iterator[None]:
     assert not opened, f"left open: {opened}"
     assert after[1] <= before[1], "child processes left"
     assert after[2] <= before[2], "network namespaces left"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uvloop_was_used() -> None:
+    """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Run a coroutine on each event loop; nothing may reach the loop's exception handler."""
+    unhandled = []
+
+    async def within_deadline(coroutine):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        async with asyncio.timeout(DEADLINE):
+            return await coroutine
+
+    def runner(coroutine):
+        with loops.runner(request.param) as loop_runner:
+            return loop_runner.run(within_deadline(coroutine))
+
+    yield runner
+    assert unhandled == []

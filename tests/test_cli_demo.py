@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import uvloop
 from click.testing import CliRunner
 
 from aiolb.cli import demo
@@ -27,12 +26,6 @@ SUMMARY = {
     "reordered": 0,
     "unstamped": 0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _uvloop_was_used():
-    """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture

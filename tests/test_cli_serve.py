@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-import uvloop
 from click.testing import CliRunner
 
 from aiolb import sockets
@@ -35,12 +34,6 @@ NOBODY = 65534
 RMEM_MAX = int(Path("/proc/sys/net/core/rmem_max").read_text())
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _uvloop_was_used():
-    """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ import socket
 
 import pytest
 import structlog.testing
-import uvloop
 
-from aiolb import AiolbError, Collector, ConfigurationError, loops
+from aiolb import AiolbError, Collector, ConfigurationError
 from aiolb.address import Address
 from aiolb.builtin import Echo
 from aiolb.collector import check_class
@@ -21,30 +20,6 @@ DEADLINE = 10
 LOCAL, LOCAL_V6 = Address("127.0.0.1", 0), Address("::1", 0)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _uvloop_was_used():
-    """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
-    uvloop.new_event_loop().close()
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request):
-    """Run a coroutine on each event loop; nothing may reach the loop's exception handler."""
-    unhandled = []
-
-    async def within_deadline(coroutine):
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        async with asyncio.timeout(DEADLINE):
-            return await coroutine
-
-    def runner(coroutine):
-        with loops.runner(request.param) as loop_runner:
-            return loop_runner.run(within_deadline(coroutine))
-
-    yield runner
-    assert unhandled == []
 
 
 @contextlib.asynccontextmanager

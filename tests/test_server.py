@@ -12,9 +12,8 @@ from ipaddress import ip_address
 
 import pytest
 import structlog.testing
-import uvloop
 
-from aiolb import Collector, loops, sockets
+from aiolb import Collector, sockets
 from aiolb.address import Address
 from aiolb.config import ServeConfig
 from aiolb.errors import ConfigurationError, KernelError, StartError
@@ -26,30 +25,6 @@ LOCAL = Address("127.0.0.1", 0)
 LOCAL_V6 = Address("::1", 0)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _uvloop_was_used():
-    """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
-    uvloop.new_event_loop().close()
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request):
-    """Run a coroutine on each event loop; nothing may reach the loop's exception handler."""
-    unhandled = []
-
-    async def within_deadline(coroutine):
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        async with asyncio.timeout(DEADLINE):
-            return await coroutine
-
-    def runner(coroutine):
-        with loops.runner(request.param) as loop_runner:
-            return loop_runner.run(within_deadline(coroutine))
-
-    yield runner
-    assert unhandled == []
 
 
 @pytest.fixture
