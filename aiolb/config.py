@@ -98,7 +98,7 @@ def _check_members(index: int, count: int | None) -> None:
     if count is not None and index >= count:
         raise ConfigurationError(
             f"index {index} is outside of a group of {count}",
-            hint=f"--index 0 … {count - 1}, or a larger --count",
+            hint=f"an --index below {count}, or a larger --count",
         )
 
 

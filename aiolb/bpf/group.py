@@ -318,7 +318,7 @@ class Group:
             members = "1 member" if count == 1 else f"{count} members"
             raise ConfigurationError(
                 f"index {index} is outside of the group at {self.address}, which has {members}",
-                hint=f"--index 0 … {count - 1}, or a larger --count",
+                hint=f"an --index below {count}, or a larger --count",
             )
         if self.cookie_of(index) is None or takeover:
             return

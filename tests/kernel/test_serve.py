@@ -105,7 +105,7 @@ async def test_an_index_outside_of_the_groups_count(start, address, aiolb):
     assert refused.returncode == 2
     assert refused.stderr.splitlines() == [
         f"aiolb: error: index 2 is outside of the group at {address}, which has 2 members",
-        "  hint: --index 0 … 1, or a larger --count",
+        "  hint: an --index below 2, or a larger --count",
     ]
 
 
