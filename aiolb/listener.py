@@ -14,7 +14,7 @@ from aiolb import logs, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
 from aiolb.bpf.group import GroupOptions
-from aiolb.bpf.steering import Joined, JoinOptions
+from aiolb.bpf.steering import Joined, JoinOptions, UnmanagedPlace
 from aiolb.config import ServeConfig
 from aiolb.protocol import Application, CollectorProtocol
 from aiolb.receive import choose
@@ -25,6 +25,33 @@ CANCEL_TIMEOUT = 5.0
 """Seconds that a cancelled handler has to clean up."""
 DROPS_LOG_INTERVAL = 5.0
 """Seconds between two log lines about the kernel's drops on one socket."""
+
+
+def report_joining(address: Address, joined: Joined, rcvbuf: int) -> None:
+    """Log what an operator should know of a socket that has joined, and that asked for ``rcvbuf`` bytes of buffer."""
+    log = structlog.get_logger().bind(bind=str(address))
+    if joined.fallback is not None:
+        log.warning(
+            "balancer_fallback",
+            balancer=joined.balancer,
+            reason=str(joined.fallback),
+            hint=joined.fallback.hint,
+            missing="no failover, slots, takeover or statistics; affinity only while all members run",
+        )
+    if joined.others:
+        log.warning(
+            "other_sockets",
+            holders=", ".join(map(str, joined.others)),
+            hint="they are outside of the group and get nothing; fine for members that drain",
+        )
+    given = sockets.receive_buffer(joined.sock)
+    if given < rcvbuf:
+        log.warning(
+            "receive_buffer_capped",
+            wanted=rcvbuf,
+            given=given,
+            hint=f"as root: sysctl -w net.core.rmem_max={rcvbuf}",
+        )
 
 
 class Listener:
@@ -38,14 +65,14 @@ class Listener:
         self._place = joined.place
         self._sock = joined.sock
         self._index = config.index
-        self._rcvbuf = config.rcvbuf
         self._count = joined.place.count
         self._left = False
+        self._handed_over = False
         self._forget = forget
-        self._drops_reported = (0, float("-inf"))
         self._log = structlog.get_logger().bind(bind=str(address))
         self._memory = sockets.memory(self._sock)
-        self._report_joining(joined)
+        # An inherited socket may have drops that another worker has told of.
+        self._drops_reported = (self._memory.drops, float("-inf"))
         parts = choose.best()
         if parts.trains:
             sockets.enable_gro(self._sock)
@@ -85,6 +112,7 @@ class Listener:
         with sockets.reserved_port(address) as numbered:
             joined = steering.join(numbered, bind, options)
         try:
+            report_joining(numbered, joined, config.rcvbuf)
             # Nobody comes back to a port that the kernel chose.
             return cls(numbered, joined, application, config, forget=address.port == 0)
         except BaseException:
@@ -92,29 +120,13 @@ class Listener:
             joined.place.close()
             raise
 
-    def _report_joining(self, joined: Joined) -> None:
-        if joined.fallback is not None:
-            self._log.warning(
-                "balancer_fallback",
-                balancer=joined.balancer,
-                reason=str(joined.fallback),
-                hint=joined.fallback.hint,
-                missing="no failover, slots, takeover or statistics; affinity only while all members run",
-            )
-        if joined.others:
-            self._log.warning(
-                "other_sockets",
-                holders=", ".join(map(str, joined.others)),
-                hint="they are outside of the group and get nothing; fine for members that drain",
-            )
-        given = sockets.receive_buffer(self._sock)
-        if given < self._rcvbuf:
-            self._log.warning(
-                "receive_buffer_capped",
-                wanted=self._rcvbuf,
-                given=given,
-                hint=f"as root: sysctl -w net.core.rmem_max={self._rcvbuf}",
-            )
+    @classmethod
+    def inherited(
+        cls, address: Address, sock: socket.socket, balancer: str, application: Application, config: ServeConfig
+    ) -> Self:
+        """Receive, from the next turn of the running loop on, from a socket whose place somebody else takes care of."""
+        place = UnmanagedPlace(config.count or 1)
+        return cls(address, Joined(sock, place, balancer), application, config, forget=False)
 
     @property
     def count(self) -> int:
@@ -175,17 +187,24 @@ class Listener:
                 break
         await self.protocol.drained()
 
+    async def hand_over(self) -> None:
+        """Read no more, and wait until what was read is handled; the kernel's queue is for who reads the socket next."""
+        self._handed_over = True
+        self.protocol.stop_reading()
+        await self.protocol.drained()
+
     async def close(self) -> int:
         """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned.
 
-        What still waits in the kernel's queue counts among them. Idempotent.
+        What still waits in the kernel's queue counts among them, unless it was handed over. Idempotent.
         """
         if self._sock.fileno() < 0:
             return 0
         abandoned = self.protocol.stop()
-        sockets.refuse_datagrams(self._sock)
-        while given_up := self.transport.receive_now():
-            abandoned += given_up
+        if not self._handed_over:
+            sockets.refuse_datagrams(self._sock)
+            while given_up := self.transport.receive_now():
+                abandoned += given_up
         await self._end_handlers()
         self._report_drops(time.monotonic(), last=True)
         self.transport.close()

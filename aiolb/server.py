@@ -19,7 +19,7 @@ from aiolb.protocol import Application
 from aiolb.stats import CollectorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from aiolb.address import Address
@@ -44,6 +44,7 @@ class Server:
         self.config = config
         self.listeners: list[Listener] = []
         self._application = application
+        self._prepared = False
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._stopped = False
@@ -57,14 +58,14 @@ class Server:
         logs.MEMBER.set(self._member)
         with signals.captured(self._signalled):
             try:
-                await _run_until(self._stopping, self.start())
-                await _run_until(self._stopping, self._watch())
+                await run_until(self._stopping, self.start())
+                await run_until(self._stopping, self._watch())
             finally:
                 await self.stop()
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stopping.is_set() and number == signal.SIGINT:
-            self._forced.set()
+            self.give_up()
         self._stopping.set()
         _log.info("signal", name=number.name)
 
@@ -74,6 +75,11 @@ class Server:
         Raises StartError (for what ``startup()`` raises, ApplicationError with that as its cause) and
         ConfigurationError. A server that did not start holds no socket and no place.
         """
+        await self.prepare()
+        await self.receive(lambda address: Listener.open(address, self._application, self.config))
+
+    async def prepare(self) -> None:
+        """Do what comes before the first datagram: the first half of ``start()``, with its errors."""
         _check_writable(self.config.report)
         logs.MEMBER.set(self._member)
         self._application.attach(self)
@@ -83,12 +89,19 @@ class Server:
             raise
         except Exception as error:
             raise ApplicationError(f"startup() failed: {type(error).__name__}: {error}") from error
+        self._prepared = True
+
+    async def receive(self, listen: Callable[[Address], Listener]) -> None:
+        """Listen on every address: the second half of ``start()``. What ``listen`` raises is passed on."""
         try:
             for address in self.config.bind:
-                self.listeners.append(Listener.open(address, self._application, self.config))
+                self.listeners.append(listen(address))
         except BaseException:
             self._stopped = True
-            await self._leave()
+            try:
+                await self._leave()
+            finally:
+                await self.end()
             raise
         first = self.listeners[0]
         self._member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
@@ -106,27 +119,39 @@ class Server:
         """Let ``serve()`` stop gracefully. Idempotent; call it in the loop's thread."""
         self._stopping.set()
 
+    def give_up(self) -> None:
+        """Let a stop, now or later, wait no longer for handlers. Idempotent; call it in the loop's thread."""
+        self._forced.set()
+
     async def stop(self) -> None:
         """Leave the groups, drain, let handlers finish for ``graceful_timeout`` seconds, close, report. Idempotent.
 
         When it returns every address can be bound again.
         """
-        if self._stopped or not self.listeners:
+        if self._stopped or not self._prepared:
             return
+        try:
+            await self.finish()
+        finally:
+            await self.end()
+            self._report()
+
+    async def finish(self, *, hand_over: bool = False) -> None:
+        """The first half of ``stop()``: leave, drain, let handlers finish, close.
+
+        With ``hand_over`` it reads no more instead of draining: the sockets' queues are for another process.
+        """
         self._stopped = True
         self._stopping.set()
         _log.info("stopping", graceful_timeout=self.config.graceful_timeout)
-        try:
-            await self._leave()
-        finally:
-            self._report()
+        await self._leave(hand_over=hand_over)
 
-    async def _leave(self) -> None:
+    async def _leave(self, *, hand_over: bool = False) -> None:
         try:
             for listener in self.listeners:
                 listener.leave()
-            drains = [listener.drain() for listener in self.listeners]
-            await _run_until(self._forced, asyncio.gather(*drains), seconds=self.config.graceful_timeout)
+            ends = [listener.hand_over() if hand_over else listener.drain() for listener in self.listeners]
+            await run_until(self._forced, asyncio.gather(*ends), seconds=self.config.graceful_timeout)
         finally:
             await self._close()
 
@@ -137,6 +162,9 @@ class Server:
         for error in closed:
             if isinstance(error, Exception):  # the others are closed all the same
                 _log.error("close_failed", exc_info=error)
+
+    async def end(self) -> None:
+        """The second half of ``stop()``: run the collector's ``shutdown()``, whatever it raises."""
         try:
             await self._application.shutdown()
         except Exception:  # noqa: BLE001 - the stop goes on whatever the user's code raises
@@ -189,7 +217,7 @@ def _text(addresses: Iterable[Address]) -> str:
     return ", ".join(map(str, addresses))
 
 
-async def _run_until(event: asyncio.Event, work: Awaitable[Any], *, seconds: float | None = None) -> None:
+async def run_until(event: asyncio.Event, work: Awaitable[Any], *, seconds: float | None = None) -> None:
     """Run ``work`` to its end and raise what it raises; cancel it when ``event`` is set or the seconds are over."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
     try:
