@@ -104,7 +104,7 @@ class Collector:
     async def serve(cls, **settings: Any) -> None:
         """Serve in the running loop until stopped. Arguments and errors are those of ``run``."""
         config = _configure(cls, settings)
-        await Server(_made(cls), config).serve()
+        await Server(make(cls), config).serve()
 
     @classmethod
     def run(cls, *, log_format: str = "console", log_level: str = "info", **settings: Any) -> None:
@@ -117,7 +117,7 @@ class Collector:
         logs.configure(log_format, log_level)
         config = _configure(cls, settings)
         with loops.runner(config.loop) as runner:
-            runner.run(Server(_made(cls), config).serve())
+            runner.run(Server(make(cls), config).serve())
 
 
 def _configure(cls: type[Collector], settings: dict[str, Any]) -> ServeConfig:
@@ -130,7 +130,8 @@ def _configure(cls: type[Collector], settings: dict[str, Any]) -> ServeConfig:
     return ServeConfig(**settings)
 
 
-def _made(cls: type[Collector]) -> Collector:
+def make(cls: type[Collector]) -> Collector:
+    """An instance. Raises ApplicationError for what its constructor raises."""
     try:
         return cls()
     except AiolbError:

@@ -133,6 +133,11 @@ class Listener:
         """The group's number of members when it was last looked at."""
         return self._count
 
+    def note_count(self, count: int) -> None:
+        """Be told of the group's number of members, where the place cannot know it."""
+        if isinstance(self._place, UnmanagedPlace):
+            self._place.count = count
+
     def watch(self, now: float) -> bool:
         """Look at the group and at the kernel's drops, log what changed; whether the place was taken over.
 

@@ -19,13 +19,16 @@ from aiolb.protocol import Application
 from aiolb.stats import CollectorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from aiolb.address import Address
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
+
+TOLD = ("received", "handled", "errors", "abandoned", "kernel_drops")
+"""The counters that the log line at the end holds."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,22 +47,23 @@ class Server:
         self.config = config
         self.listeners: list[Listener] = []
         self._application = application
-        self._prepared = False
+        self.prepared = False
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._stopped = False
-        self._member = {"index": config.index, "count": config.count, "bind": _text(config.bind)}
+        # What its log lines say of it.
+        self.member = {"index": config.index, "count": config.count, "bind": _text(config.bind)}
 
     async def serve(self) -> None:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
 
         Raises what ``start()`` raises. A second SIGINT gives up what is still being handled.
         """
-        logs.MEMBER.set(self._member)
+        logs.MEMBER.set(self.member)
         with signals.captured(self._signalled):
             try:
                 await run_until(self._stopping, self.start())
-                await run_until(self._stopping, self._watch())
+                await run_until(self._stopping, self.watch())
             finally:
                 await self.stop()
 
@@ -80,8 +84,8 @@ class Server:
 
     async def prepare(self) -> None:
         """Do what comes before the first datagram: the first half of ``start()``, with its errors."""
-        _check_writable(self.config.report)
-        logs.MEMBER.set(self._member)
+        check_writable(self.config.report)
+        logs.MEMBER.set(self.member)
         self._application.attach(self)
         try:
             await self._application.startup()
@@ -89,7 +93,7 @@ class Server:
             raise
         except Exception as error:
             raise ApplicationError(f"startup() failed: {type(error).__name__}: {error}") from error
-        self._prepared = True
+        self.prepared = True
 
     async def receive(self, listen: Callable[[Address], Listener]) -> None:
         """Listen on every address: the second half of ``start()``. What ``listen`` raises is passed on."""
@@ -104,11 +108,11 @@ class Server:
                 await self.end()
             raise
         first = self.listeners[0]
-        self._member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
+        self.member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
         _log.info("ready", balancer=first.balancer, pid=os.getpid())
 
-    async def _watch(self) -> None:
-        """Return when a place was taken over."""
+    async def watch(self) -> None:
+        """Look after the listeners; returns when a place was taken over."""
         clock = asyncio.get_running_loop().time
         # Maps tell nobody when they change, so there is no event to wait for.
         while not [listener for listener in self.listeners if listener.watch(clock())]:  # noqa: ASYNC110
@@ -128,13 +132,13 @@ class Server:
 
         When it returns every address can be bound again.
         """
-        if self._stopped or not self._prepared:
+        if self._stopped or not self.prepared:
             return
         try:
             await self.finish()
         finally:
             await self.end()
-            self._report()
+            self._tell()
 
     async def finish(self, *, hand_over: bool = False) -> None:
         """The first half of ``stop()``: leave, drain, let handlers finish, close.
@@ -179,26 +183,31 @@ class Server:
             sockets=tuple(listener.statistics() for listener in self.listeners),
         )
 
-    def _report(self) -> None:
-        statistics = self.statistics().as_dict()
-        _log.info(
-            "stopped",
-            **{name: statistics[name] for name in ("received", "handled", "errors", "abandoned", "kernel_drops")},
-        )
-        if self.config.report is None:
-            return
+    def report(self) -> dict[str, Any]:
+        """The final statistics, and what the collector says of itself: None where that failed, which is logged."""
         try:
-            text = json.dumps({**statistics, "collector": dict(self._application.report())}, indent=2)
+            collector = json.loads(json.dumps(dict(self._application.report())))
         except Exception:  # noqa: BLE001 - what the user's code raised, or JSON cannot say, costs its part only
-            _log.exception("report_failed", file=str(self.config.report))
-            text = json.dumps({**statistics, "collector": None}, indent=2)
-        try:
-            self.config.report.write_text(text + "\n")
-        except OSError as error:
-            _log.error("report_failed", file=str(self.config.report), reason=error.strerror)
+            _log.exception("report_failed")
+            collector = None
+        return {**self.statistics().as_dict(), "collector": collector}
+
+    def _tell(self) -> None:
+        statistics = self.statistics().as_dict()
+        _log.info("stopped", **{name: statistics[name] for name in TOLD})
+        if self.config.report is not None:
+            write_report(self.config.report, self.report())
 
 
-def _check_writable(report: Path | None) -> None:
+def write_report(file: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON; log it when that fails."""
+    try:
+        file.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        _log.error("report_failed", file=str(file), reason=error.strerror)
+
+
+def check_writable(report: Path | None) -> None:
     """Find out before the start, not at the end, that the report cannot be written."""
     if report is None:
         return

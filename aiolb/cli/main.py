@@ -11,6 +11,7 @@ import click
 from aiolb.cli.demo import demo
 from aiolb.cli.flood import flood
 from aiolb.cli.serve import serve
+from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_START = 1, 2, 3
@@ -70,3 +71,4 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(flood)
 main.add_command(serve)
+main.add_command(worker)

@@ -6,13 +6,16 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from aiolb.cli.supervise import SUPERVISION, supervise, supervisor_options
 from aiolb.config import BALANCERS, LOOPS, ServeConfig
-from aiolb.errors import AiolbError
+from aiolb.errors import AiolbError, ConfigurationError
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _DEFAULTS = ServeConfig()
@@ -123,25 +126,44 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     show_default=True,
     help="Where the BPF file system is mounted; groups are pinned there.",
 )
+@supervisor_options
 def serve(app: str, binds: tuple[str, ...], log_format: str, log_level: str, **settings: Any) -> None:
-    """Receive datagrams as one member of a group.
+    """Receive datagrams as one member of a group, or with --workers as all of them.
 
     APP is the collector: FILE.py:Class, package.module:Class, or one of print (the default), echo, discard, verify.
 
     SIGTERM or SIGINT (Ctrl-C) stops gracefully: leave the group, drain, finish handlers. A second SIGINT gives up
-    what is still being handled.
+    what is still being handled. With --workers, SIGHUP replaces the workers one at a time, SIGTTIN and SIGTTOU make
+    it a member more or less, SIGQUIT stops at once.
     """
+    supervision = {name: settings.pop(name) for name in SUPERVISION}
+    supervision = {name: value for name, value in supervision.items() if value is not None}
     config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
+    log = {"log_format": log_format, "level": log_level}
+    if "workers" in supervision:
+        supervise(app, binds, config, log, **supervision)
+        return
+    if supervision:
+        option = next(iter(supervision)).replace("_", "-")
+        raise ConfigurationError(f"--{option} is for a supervisor", hint="add --workers N, or --workers auto")
     from aiolb.application import load
-    from aiolb.server import ApplicationError
 
-    try:
+    with users_traceback_shown():
         load(app).run(
             bind=binds,
             log_format=log_format,
             log_level=log_level,
             **{name: getattr(config, name) for name in settings},
         )
+
+
+@contextmanager
+def users_traceback_shown() -> Iterator[None]:
+    """Show the traceback of what the application's own code raised during the start, before our error."""
+    from aiolb.server import ApplicationError
+
+    try:
+        yield
     except ApplicationError as error:
         _show_users_traceback(error)
         raise

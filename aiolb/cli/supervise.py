@@ -1,0 +1,114 @@
+"""``aiolb serve --workers``: run all members of a group under a supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from aiolb.config import ServeConfig
+from aiolb.errors import ConfigurationError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+SUPERVISION = ("workers", "worker_timeout", "start_timeout", "recycle_after", "restart_limit")
+"""The arguments of ``aiolb serve`` that are the supervisor's."""
+
+
+class Workers(click.ParamType):  # type: ignore[type-arg] # generic in new versions only
+    """A number of workers, or ``auto``: the CPUs that this process may use."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number."""
+        if value == "auto":
+            return len(os.sched_getaffinity(0))
+        if not (str(value).isascii() and str(value).isdigit()):
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+        return int(value)
+
+
+def supervisor_options(command: _F) -> _F:
+    """Add the supervisor's options to a command."""
+    options = [
+        click.option(
+            "--workers",
+            type=Workers(),
+            metavar="N|auto",
+            help="Run all members of the group, a worker process each, under a supervisor. auto: one per usable CPU.",
+        ),
+        click.option(
+            "--worker-timeout",
+            type=float,
+            metavar="SECONDS",
+            help="Replace a worker that gives no sign of life for so long.  [default: 30]",
+        ),
+        click.option(
+            "--start-timeout",
+            type=float,
+            metavar="SECONDS",
+            help="Give a worker so long to import the application and run startup().  [default: 60]",
+        ),
+        click.option(
+            "--restart-limit",
+            metavar="N/SECONDS",
+            help="Take a member out of the group when its workers die more often than this.  [default: 5/60]",
+        ),
+        click.option(
+            "--recycle-after",
+            metavar="DATAGRAMS|DURATION",
+            help="Replace a worker after so many datagrams, or so long: 10M, 12h, 10M,12h. 10 % earlier or later.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def supervise(
+    app: str,
+    binds: tuple[str, ...],
+    config: ServeConfig,
+    log: dict[str, Any],
+    *,
+    workers: int,
+    worker_timeout: float = 30.0,
+    start_timeout: float = 60.0,
+    restart_limit: str = "5/60",
+    recycle_after: str | None = None,
+) -> None:
+    """Run a supervisor until it is stopped. Raises ConfigurationError, StartError."""
+    if config.index or config.count is not None:
+        raise ConfigurationError("--workers runs all members of the group", hint="leave --index and --count out")
+    from aiolb import logs, loops, sockets
+    from aiolb.recycling import parse_recycle_after
+    from aiolb.supervised import WorkerPolicy
+    from aiolb.supervisor import Supervisor, Target
+
+    policy = WorkerPolicy(
+        start_timeout=start_timeout,
+        worker_timeout=worker_timeout,
+        graceful_timeout=config.graceful_timeout,
+        restart=_restart_policy(restart_limit),
+        recycle=None if recycle_after is None else parse_recycle_after(recycle_after),
+    )
+    config = replace(config, count=workers, bind=sockets.resolve_all(binds))
+    logs.configure(**log)
+    target = Target(command=(sys.executable, "-m", "aiolb", "worker"), app=app, log=log)
+    with loops.runner(config.loop) as runner:
+        runner.run(Supervisor(target, config, policy).run())
+
+
+def _restart_policy(text: str) -> Any:
+    from aiolb.recycling import parse_duration
+    from aiolb.restarts import RestartPolicy
+
+    limit, slash, window = text.partition("/")
+    if not slash or not limit.isdigit():
+        raise ConfigurationError(f"{text!r} is no restart limit", hint="deaths/seconds, e.g. 5/60")
+    return RestartPolicy(limit=int(limit), window=parse_duration(window))

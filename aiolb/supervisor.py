@@ -1,0 +1,308 @@
+"""The supervisor: owns the sockets of a whole group, keeps a worker at work for each member, restarts without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from aiolb import logs, signals
+from aiolb.assignment import Assignment
+from aiolb.bpf import steering
+from aiolb.config import ServeConfig
+from aiolb.errors import AiolbError, StartError
+from aiolb.places import AllPlaces
+from aiolb.server import TOLD, check_writable, write_report
+from aiolb.supervised import SupervisedMember, WorkerPolicy
+from aiolb.worker_process import WorkerProcess
+
+WATCH_INTERVAL = 0.25
+"""Seconds between two looks at workers and places."""
+BEATS = 4
+"""Signs of life that a worker has to miss before it counts as hung."""
+
+_NO_SUMS = ("index", "count", "pid")
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What runs in a worker: ``command`` starts one, and takes a channel's number and an assignment as arguments."""
+
+    command: Sequence[str]
+    app: str
+    log: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs ``count`` workers as ``config`` says, until SIGTERM, SIGINT or a takeover; used once.
+
+    SIGHUP replaces all workers, one at a time; SIGTTIN and SIGTTOU make it one member more or less; SIGUSR1 reopens
+    the log file; SIGQUIT, or a second SIGINT, stops without waiting for handlers. ``config.index`` means nothing here,
+    and ``config.count`` is the number of workers. ``report`` gets the sums of all workers at the end.
+    """
+
+    def __init__(self, target: Target, config: ServeConfig, policy: WorkerPolicy, *, identity: Any = None) -> None:
+        self._target = target
+        self._config = config
+        self._policy = policy
+        self._identity = identity
+        self._members: list[SupervisedMember] = []
+        self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
+        self._ended: list[SupervisedMember] = []
+        self._endings: list[asyncio.Task[None]] = []
+        self._requested: set[Callable[[], Awaitable[None]]] = set()
+        self._given_up = False
+        self._requests: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._places: AllPlaces
+
+    async def run(self) -> None:
+        """Start, supervise, stop. Raises StartError and ConfigurationError; nothing is left behind then."""
+        check_writable(self._config.report)
+        with signals.captured(self._signalled, _SIGNALS):
+            self._places = AllPlaces.open(self._config)
+            logs.MEMBER.set({"bind": ", ".join(map(str, self._places.addresses))})
+            try:
+                await self._start()
+                await self._supervise()
+            finally:
+                await self._stop()
+
+    # Starting
+
+    async def _start(self) -> None:
+        self._members = [self._make_member(index) for index in range(self._places.count)]
+        # One first: a mistake in the application is told once.
+        first, *others = self._members
+        prepared = [await first.prepare()]
+        if all(prepared):
+            prepared += await asyncio.gather(*(member.prepare() for member in others))
+        if self._stopping.is_set():
+            return
+        failed = [member.index for member, ready in zip(self._members, prepared, strict=False) if not ready]
+        if failed:
+            raise StartError(f"the worker of member {failed[0]} did not start; what it said is above")
+        for member in self._members:
+            if not await member.receive():
+                raise StartError(f"the worker of member {member.index} does not receive; what it said is above")
+            member.places.enter(takeover=self._config.takeover)
+        for member in self._members:
+            self._keep(member)
+        _log.info("supervising", workers=len(self._members), balancer=self._places.balancer, pid=os.getpid())
+
+    def _make_member(self, index: int) -> SupervisedMember:
+        places = self._places.of(index)
+
+        async def start() -> WorkerProcess:
+            assignment = Assignment(
+                app=self._target.app,
+                index=index,
+                count=max(self._places.count, index + 1),
+                balancer=self._places.balancer,
+                sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                beat=self._policy.worker_timeout / BEATS,
+                settings=Assignment.settings_of(self._config),
+                log=self._target.log,
+            )
+            return await WorkerProcess.start(self._target.command, assignment, identity=self._identity)
+
+        return SupervisedMember(index, places, start, self._policy, self._stopping)
+
+    def _keep(self, member: SupervisedMember) -> None:
+        self._keepers[member] = asyncio.create_task(member.keep())
+
+    # Supervising
+
+    async def _supervise(self) -> None:
+        operating, watching = asyncio.create_task(self._operate()), asyncio.create_task(self._watch())
+        try:
+            await self._stopping.wait()
+        finally:
+            # Half of what is under way must not be left undone; it ends soon, for nothing new is waited for.
+            self._requests.put_nowait(_nothing)
+            await asyncio.wait([operating, watching])
+        operating.result()
+        watching.result()
+
+    async def _operate(self) -> None:
+        """Do what was asked for, one thing after the other."""
+        try:
+            while not self._stopping.is_set():
+                operation = await self._requests.get()
+                self._requested.discard(operation)
+                try:
+                    await operation()
+                except AiolbError as error:
+                    _log.error("operation_failed", reason=str(error), hint=error.hint)
+        finally:
+            self._stopping.set()
+
+    def _request(self, operation: Callable[[], Awaitable[None]], *, again: bool = True) -> None:
+        """Ask for an operation; without ``again`` not if the same is waiting already."""
+        if again or operation not in self._requested:
+            self._requested.add(operation)
+            self._requests.put_nowait(operation)
+
+    async def _roll(self) -> None:
+        """Replace every worker, one at a time; the first that fails ends it."""
+        for member in list(self._members):
+            if self._stopping.is_set() or not await member.replace("restart"):
+                break
+        else:
+            _log.info("restarted", workers=len(self._members))
+
+    async def _recycle(self) -> None:
+        """Replace the workers that are due, one at a time."""
+        for member in list(self._members):
+            if member.recycle_due() and not self._stopping.is_set():
+                await member.replace("recycle")
+
+    async def _grow(self) -> None:
+        """Add a member: its worker first, then its share of the slots."""
+        if not self._is_whole():
+            return
+        self._places.add()
+        member = self._make_member(len(self._members))
+        if await member.prepare() and await member.receive():
+            member.places.enter()
+            self._members.append(member)
+            self._keep(member)
+            self._note_count()
+        else:
+            _log.error("member_failed", index=member.index, hint="the group stays as it is")
+            await self._end(member, "hand_over")
+
+    async def _shrink(self) -> None:
+        """Take the last member away: its slots first, then its place, then its worker."""
+        if not self._is_whole():
+            return
+        if len(self._members) == 1:
+            _log.warning("last_member", hint="SIGTERM stops it")
+            return
+        member = self._members.pop()
+        self._places.remove_last()
+        self._note_count()
+        await self._end(member, "drain")
+
+    def _is_whole(self) -> bool:
+        whole = [member.index for member in self._members] == list(range(self._places.count))
+        if not whole:
+            _log.error("count_kept", reason="other processes hold some of the group's places")
+        return whole
+
+    def _note_count(self) -> None:
+        _log.info("count_changed", now=self._places.count)
+        for member in self._members:
+            member.order("count", count=self._places.count)
+
+    async def _watch(self) -> None:
+        """Look after members, places and keepers until stopping; stop when the last place was taken over."""
+        try:
+            while not self._stopping.is_set():
+                for member in list(self._members):
+                    if member.places.displaced:
+                        self._members.remove(member)
+                        _log.info("displaced", index=member.index)
+                        self._endings.append(asyncio.create_task(self._end(member, "drain")))
+                    else:
+                        member.watch()
+                if not self._members:
+                    return
+                if any(member.recycle_due() for member in self._members):
+                    self._request(self._recycle, again=False)
+                for keeper in self._keepers.values():
+                    if keeper.done():
+                        keeper.result()
+                await asyncio.sleep(WATCH_INTERVAL)
+        finally:
+            self._stopping.set()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        _log.info("signal", name=number.name)
+        if number == signal.SIGQUIT or (number == signal.SIGINT and self._stopping.is_set()):
+            self._given_up = True
+            for member in self._members:
+                member.give_up()
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._stopping.set()
+        elif number == signal.SIGHUP:
+            self._request(self._roll, again=False)
+        elif number == signal.SIGTTIN:
+            self._request(self._grow)
+        elif number == signal.SIGTTOU:
+            self._request(self._shrink)
+        elif number == signal.SIGUSR1:
+            logs.reopen()
+            for member in self._members:
+                member.order("reopen_log")
+
+    # Stopping
+
+    async def _stop(self) -> None:
+        self._stopping.set()
+        _log.info("stopping", graceful_timeout=self._config.graceful_timeout)
+        try:
+            for member in self._members:
+                member.places.leave()
+            await asyncio.gather(*self._endings, *(self._end(member, "drain") for member in self._members))
+        finally:
+            self._places.close()
+        self._tell()
+
+    async def _end(self, member: SupervisedMember, order: str) -> None:
+        if member in self._keepers and not self._given_up:
+            await member.steady(seconds=self._config.graceful_timeout)
+        await member.end(order)
+        if (keeper := self._keepers.pop(member, None)) is not None:
+            await keeper
+        member.places.close()
+        self._ended.append(member)
+
+    def _tell(self) -> None:
+        report = self.report()
+        _log.info("stopped", **{name: report[name] for name in TOLD if name in report})
+        if self._config.report is not None:
+            write_report(self._config.report, report)
+
+    def report(self) -> dict[str, Any]:
+        """The sums over all workers that ended with a report, and each member; complete once it has stopped."""
+        members = [_report_of(member) for member in sorted(self._ended, key=lambda member: member.index)]
+        total: Counter[str] = Counter()
+        for member in members:
+            total.update({name: value for name, value in member.items() if isinstance(value, int) and name != "index"})
+        return {"pid": os.getpid(), **total, "members": members}
+
+
+def _report_of(member: SupervisedMember) -> dict[str, Any]:
+    sums: Counter[str] = Counter()
+    for report in member.reports:
+        sums.update({name: value for name, value in report.items() if isinstance(value, int) and name not in _NO_SUMS})
+    return {
+        "index": member.index,
+        "workers": member.workers,
+        "killed": member.killed,
+        **sums,
+        "collector": [report["collector"] for report in member.reports],
+    }
+
+
+async def _nothing() -> None:
+    """Wake who waits for an operation."""

@@ -1,0 +1,128 @@
+"""A worker: one member's handlers in a process of their own, on sockets that a supervisor owns."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from aiolb import logs, signals
+from aiolb.listener import Listener
+from aiolb.server import Server, run_until
+
+if TYPE_CHECKING:
+    from aiolb.address import Address
+    from aiolb.assignment import Assignment
+    from aiolb.channel import Channel
+    from aiolb.protocol import Application
+
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Runs one application as its supervisor orders; used once.
+
+    It tells ``prepared`` when ``startup()`` has run, ``receiving``, ``beat`` from time to time, ``finished`` when the
+    last handler has ended, and ``ended`` with its statistics. It obeys ``receive``; ``hand_over`` (read no more: the
+    queue is for the next worker); ``drain`` (no more comes: read what is queued); ``give_up`` (wait for no handler);
+    ``count``; ``reopen_log``. SIGTERM and SIGINT are ``hand_over`` too: the sockets are the supervisor's, which
+    starts another worker. When the supervisor has died it stops as well.
+    """
+
+    def __init__(self, application: Application, assignment: Assignment, channel: Channel) -> None:
+        self._application = application
+        self._assignment = assignment
+        self._channel = channel
+        self._receive = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._hand_over = True
+        config = assignment.config()
+        descriptors = dict(zip(config.bind, (descriptor for _, descriptor in assignment.sockets), strict=True))
+        self._sockets = {address: socket.socket(fileno=number) for address, number in descriptors.items()}
+        for sock in self._sockets.values():
+            sock.set_inheritable(False)  # not for what handlers start
+            sock.setblocking(False)
+        self._server = Server(application, config)
+
+    async def serve(self) -> None:
+        """Serve until ordered to end, SIGTERM, SIGINT or the supervisor's death. Raises what the start raises."""
+        logs.MEMBER.set(self._server.member)
+        with signals.captured(self._signalled):
+            tasks = [asyncio.create_task(self._obey()), asyncio.create_task(self._beat())]
+            try:
+                await run_until(self._ending, self._live())
+                await self._end()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                for sock in self._sockets.values():
+                    sock.close()
+                await self._channel.close()
+
+    async def _live(self) -> None:
+        await self._server.prepare()
+        self._channel.send("prepared")
+        await self._receive.wait()
+        await self._server.receive(self._listen)
+        self._channel.send("receiving")
+        await self._server.watch()
+
+    def _listen(self, address: Address) -> Listener:
+        return Listener.inherited(
+            address, self._sockets[address], self._assignment.balancer, self._application, self._server.config
+        )
+
+    async def _end(self) -> None:
+        if not self._server.prepared:
+            return
+        try:
+            await self._server.finish(hand_over=self._hand_over)
+            self._channel.send("finished")
+        finally:
+            await self._server.end()
+            self._channel.send("ended", report=self._server.report())
+
+    def _signalled(self, number: signal.Signals) -> None:
+        _log.info("signal", name=number.name)
+        if self._ending.is_set() and number == signal.SIGINT:
+            self._server.give_up()
+        self._ending.set()
+
+    async def _obey(self) -> None:
+        async for message in self._channel.messages():
+            self._do(**message)
+        if not self._ending.is_set():
+            self._hand_over = self._assignment.kept
+            _log.warning("supervisor_gone", hint="the worker stops; start the supervisor again")
+            self._ending.set()
+
+    def _do(self, name: str, **content: Any) -> None:
+        if name == "receive":
+            self._receive.set()
+        elif name in ("hand_over", "drain"):
+            self._hand_over = name == "hand_over"
+            self._ending.set()
+        elif name == "give_up":
+            self._server.give_up()
+            self._ending.set()
+        elif name == "count":
+            for listener in self._server.listeners:
+                listener.note_count(content["count"])
+        elif name == "reopen_log":
+            logs.reopen()
+
+    async def _beat(self) -> None:
+        while True:
+            statistics = self._server.statistics()
+            self._channel.send(
+                "beat",
+                received=statistics.received,
+                handled=statistics.handled,
+                errors=statistics.errors,
+                abandoned=statistics.abandoned,
+            )
+            await asyncio.sleep(self._assignment.beat)

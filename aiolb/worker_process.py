@@ -1,0 +1,144 @@
+"""A worker as its supervisor sees it: started, ordered about, listened to, outlived."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from aiolb.channel import Channel
+from aiolb.errors import StartError
+
+if TYPE_CHECKING:
+    from aiolb.assignment import Assignment
+    from aiolb.recycling import RecycleLimit
+
+MILESTONES = ("prepared", "receiving", "finished", "ended")
+"""What a worker tells once each, in this order."""
+LAST_WORDS = 1.0
+"""Seconds to wait for the last messages of a worker that has died: its children may hold the channel open."""
+
+
+class WorkerProcess:
+    """One worker, from ``start`` to ``over``; whoever starts it waits for ``over``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self._process = process
+        self._channel = channel
+        self._milestones = {name: asyncio.Event() for name in MILESTONES}
+        self._over = asyncio.Event()
+        self._listening = asyncio.create_task(self._listen())
+        self._waiting = asyncio.create_task(self._wait())
+        self.started = self.last_sign = time.monotonic()
+        self.counters: Mapping[str, int] = {}
+        """The datagrams of its last sign of life: received, handled, errors, abandoned."""
+        self.limit: RecycleLimit | None = None
+        """When it is to be replaced; its supervisor's to set."""
+        self.report: Mapping[str, Any] | None = None
+        """Its final report; None until it has ended, and for one that was killed."""
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], assignment: Assignment, *, identity: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Run ``command`` with the number of its channel and the assignment as further arguments.
+
+        ``identity``: arguments of :class:`subprocess.Popen` that say as whom. Raises StartError.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptors = [theirs.fileno(), *(number for _, number in assignment.sockets)]
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(theirs.fileno()),
+                    assignment.to_text(),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=descriptors,
+                    # A session of its own: Ctrl-C is for the supervisor, which then stops its workers.
+                    start_new_session=True,
+                    **(identity or {}),
+                )
+            except OSError as error:
+                ours.close()
+                raise StartError(f"a worker cannot be started with {command[0]}: {error.strerror}") from error
+        ours.setblocking(False)
+        return cls(process, await Channel.over(ours))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._over.is_set()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, minus the signal's number for one that was killed; None while it lives."""
+        return self._process.returncode if self._over.is_set() else None
+
+    def has(self, milestone: str) -> bool:
+        """Whether it told that milestone."""
+        return self._milestones[milestone].is_set()
+
+    async def reaches(self, milestone: str, *, seconds: float | None = None) -> bool:
+        """Wait until it tells the milestone; false when it ends without, or the seconds are over."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._milestones[milestone], self._over)]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self.has(milestone)
+
+    async def over(self, *, seconds: float | None = None) -> bool:
+        """Wait until it has ended and all it said is read; false when the seconds are over before."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        return self._over.is_set()
+
+    def order(self, name: str, **content: Any) -> None:
+        """Send it an order; see :class:`aiolb.worker.Worker`."""
+        self._channel.send(name, **content)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it has not ended."""
+        # Not Process.send_signal(): it looks whether the process is dead, and then the loop, which waits for that
+        # too, is told nothing but status 255 (Popen.send_signal() and asyncio.ThreadedChildWatcher).
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+    async def end(self, *, within: float) -> None:
+        """Kill it unless it ends by itself within that many seconds."""
+        if not await self.over(seconds=within):
+            self.signal(signal.SIGKILL)
+            await self.over()
+
+    async def _listen(self) -> None:
+        async for message in self._channel.messages():
+            self.last_sign = time.monotonic()
+            content = dict(message)
+            name = content.pop("name")
+            if name == "beat":
+                self.counters = content
+            elif name == "ended":
+                self.report = content["report"]
+            if name in self._milestones:
+                self._milestones[name].set()
+
+    async def _wait(self) -> None:
+        await self._process.wait()
+        await asyncio.wait([self._listening], timeout=LAST_WORDS)
+        self._listening.cancel()
+        await self._channel.close()
+        self._over.set()
