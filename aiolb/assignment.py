@@ -40,9 +40,7 @@ class Assignment:
     def config(self) -> ServeConfig:
         """How the worker serves."""
         addresses = tuple(parse_address(text) for text, _ in self.sockets)
-        return ServeConfig(
-            bind=addresses, index=self.index, count=self.count, balancer=self.balancer, **self.settings
-        )
+        return ServeConfig(bind=addresses, index=self.index, count=self.count, balancer=self.balancer, **self.settings)
 
     def to_text(self) -> str:
         """For the command line."""

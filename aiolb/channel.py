@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 MESSAGE_SIZE = 1 << 28
@@ -47,7 +48,5 @@ class Channel:
     async def close(self) -> None:
         """Send what is buffered, unless the other end has gone, and close. Idempotent."""
         self._writer.close()
-        try:
+        with suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass

@@ -193,7 +193,7 @@ class Listener:
         await self.protocol.drained()
 
     async def hand_over(self) -> None:
-        """Read no more, and wait until what was read is handled; the kernel's queue is for who reads the socket next."""
+        """Read no more, and wait until what was read is handled; the kernel's queue is for the socket's next reader."""
         self._handed_over = True
         self.protocol.stop_reading()
         await self.protocol.drained()

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.group import Group, GroupOptions, Membership
@@ -29,9 +28,7 @@ class Places:
             return
         for address, group in self._groups.items():
             count = max(group.config.count, self._index + 1)
-            self._memberships.append(
-                group.join(self.sockets[address], self._index, count=count, takeover=takeover)
-            )
+            self._memberships.append(group.join(self.sockets[address], self._index, count=count, takeover=takeover))
         self.out = False
 
     def leave(self) -> None:

@@ -13,22 +13,19 @@ import structlog
 
 from aiolb import logs, signals
 from aiolb.config import ServeConfig
-from aiolb.errors import AiolbError, ConfigurationError, StartError
+from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
 from aiolb.protocol import Application
+from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.stats import CollectorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Iterable
 
     from aiolb.address import Address
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
-
-TOLD = ("received", "handled", "errors", "abandoned", "kernel_drops")
-"""The counters that the log line at the end holds."""
 
 _log = structlog.get_logger(__name__)
 
@@ -197,29 +194,6 @@ class Server:
         _log.info("stopped", **{name: statistics[name] for name in TOLD})
         if self.config.report is not None:
             write_report(self.config.report, self.report())
-
-
-def write_report(file: Path, report: Mapping[str, Any]) -> None:
-    """Write a report as JSON; log it when that fails."""
-    try:
-        file.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        _log.error("report_failed", file=str(file), reason=error.strerror)
-
-
-def check_writable(report: Path | None) -> None:
-    """Find out before the start, not at the end, that the report cannot be written."""
-    if report is None:
-        return
-    try:
-        existed = report.exists()
-        report.open("a").close()
-        if not existed:
-            report.unlink()
-    except OSError as error:
-        raise ConfigurationError(
-            f"the report {report} cannot be written: {error.strerror}", hint="--report FILE in a folder that exists"
-        ) from None
 
 
 def _text(addresses: Iterable[Address]) -> str:

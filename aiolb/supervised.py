@@ -94,7 +94,7 @@ class SupervisedMember:
             return await self._let_receive(self._worker)
 
     async def _prepared(self, unless: asyncio.Event) -> WorkerProcess:
-        """A worker whose ``startup()`` has run, or one that has ended: it failed, took too long, or ``unless`` was set."""
+        """A worker whose ``startup()`` has run; one that has ended if that failed, took too long, or ``unless`` is set."""
         worker = await self._start()
         if self._policy.recycle is not None:
             worker.limit = self._policy.recycle.draw(self._random)

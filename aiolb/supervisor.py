@@ -8,18 +8,16 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from aiolb import logs, signals
 from aiolb.assignment import Assignment
-from aiolb.bpf import steering
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.places import AllPlaces
-from aiolb.server import TOLD, check_writable, write_report
+from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.supervised import SupervisedMember, WorkerPolicy
 from aiolb.worker_process import WorkerProcess
 

@@ -34,5 +34,3 @@ def worker(channel: int, assignment: str) -> None:
 
     with users_traceback_shown(), loops.runner(work.settings["loop"]) as runner:
         runner.run(serve())
-
-
