@@ -156,7 +156,14 @@ class SupervisedMember:
         if restart.out and not self.places.out:
             self.places.leave()
             self._log.error("member_out", reason="its workers keep dying", hint="its sources go to other members")
+        elif not restart.out:
+            self._put_back()
         return restart.delay
+
+    def _put_back(self) -> None:
+        if self.places.out:
+            self.places.enter()
+            self._log.info("member_back")
 
     async def _end(self, worker: WorkerProcess, *, within: float) -> None:
         await worker.end(within=within)
@@ -210,9 +217,8 @@ class SupervisedMember:
     def watch(self) -> None:
         """Put the member back when its worker has settled, and abort a worker that gives no sign of life."""
         now = time.monotonic()
-        if self._restarts.settled(now) and self.receiving:
-            self.places.enter()
-            self._log.info("member_back")
+        if self._restarts.settled(now):
+            self._put_back()
         worker = self._worker
         if worker is None or not self.receiving or now - worker.last_sign < self._policy.worker_timeout:
             return

@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from aiolb import logs, signals
+from aiolb.address import Address
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
@@ -74,10 +75,12 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start, supervise, stop. Raises StartError and ConfigurationError; nothing is left behind then."""
+        said = {"bind": _text(self._config.bind)}
+        logs.MEMBER.set(said)
         check_writable(self._config.report)
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config)
-            logs.MEMBER.set({"bind": ", ".join(map(str, self._places.addresses))})
+            said["bind"] = _text(self._places.addresses)
             try:
                 await self._start()
                 await self._supervise()
@@ -276,7 +279,7 @@ class Supervisor:
 
     def _tell(self) -> None:
         report = self.report()
-        _log.info("stopped", **{name: report[name] for name in TOLD if name in report})
+        _log.info("stopped", **{name: report.get(name, 0) for name in TOLD})
         if self._config.report is not None:
             write_report(self._config.report, report)
 
@@ -300,6 +303,10 @@ def _report_of(member: SupervisedMember) -> dict[str, Any]:
         **sums,
         "collector": [report["collector"] for report in member.reports],
     }
+
+
+def _text(addresses: Iterable[Address]) -> str:
+    return ", ".join(map(str, addresses))
 
 
 async def _nothing() -> None:
