@@ -24,6 +24,8 @@ FLOORS = {
     "aiolb.logs": 1,
     "aiolb.loops": 1,
     "aiolb.signals": 1,
+    "aiolb.restarts": 1,
+    "aiolb.recycling": 1,
     "aiolb.bpf.spec": 1,
     "aiolb.bpf.classic": 2,
     "aiolb.bpf.compiler": 2,
