@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from random import Random
 
 import pytest
@@ -91,7 +91,7 @@ def most_with_back_off(policy: RestartPolicy, seconds: float) -> int:
     begin with the first death of a run is best, since the ceilings only grow. Starts are no denser than deaths, for
     the same reason. What is left is how long the runs are: try all.
     """
-    ceilings = accumulate(range(1000), lambda c, _: policy.ceiling_after(c), initial=policy.first)
+    ceilings = accumulate(repeat(None), lambda c, _: policy.ceiling_after(c), initial=policy.first)
     offsets = [0.0]
     while offsets[-1] < seconds:
         offsets.append(offsets[-1] + next(ceilings) / 2)
