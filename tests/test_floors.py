@@ -31,6 +31,7 @@ FLOORS = {
     "aiolb.bpf.compiler": 2,
     "aiolb.config": 2,
     "aiolb.sockets": 2,
+    "aiolb.systemd": 2,
     "aiolb.verification": 2,
     "aiolb.bpf.bcc_child": 0,
     "aiolb.bpf.program": 2,
