@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ FLOORS = {
     "python with the libraries": f"import {LIBRARIES}; ",
 }
 READY = "print(flush=True)"
+UNWANTED = "twisted"
+"""A peer of other benchmarks, which structlog imports where it is installed."""
 SIZE = 64
 WINDOW = 128
 """Datagrams in flight: fewer than any queue holds, so that none is lost."""
@@ -52,14 +55,14 @@ def main(*, repeats: int, sources: int, balancer: str, bpffs: Path) -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*FLOORS, AIOLB)}
     with tempfile.TemporaryDirectory() as folder, console.status("start-up") as status:
         program = compiled("sources", Path(folder))
-        report = Path(folder) / "report.json"
+        report, environment = Path(folder) / "report.json", without_peers(Path(folder))
         options = ["--balancer", balancer, "--bpffs", str(bpffs), "--report", str(report)]
         for repeat in range(repeats):
             for name, imports in FLOORS.items():
                 status.update(f"start-up: round {repeat + 1} of {repeats}, {name}")
-                runs[name].append(start_floor(imports))
+                runs[name].append(start_floor(imports, environment))
             status.update(f"start-up: round {repeat + 1} of {repeats}, {AIOLB}, {sources:,} sources")
-            runs[AIOLB].append(start_member(options, program, sources))
+            runs[AIOLB].append(start_member(options, environment, program, sources))
             received = json.loads(report.read_text())["received"]
             assert received == sources, f"{received:,} datagrams were received, and {sources:,} sent"
             runs[AIOLB][-1]["received"] = received
@@ -68,22 +71,30 @@ def main(*, repeats: int, sources: int, balancer: str, bpffs: Path) -> None:
     write("startup", {"settings": settings, "runs": runs})
 
 
-def start_floor(imports: str) -> dict[str, float]:
+def without_peers(folder: Path) -> dict[str, str]:
+    """The environment of a Python in which what only benchmarks need is not installed."""
+    modules = folder / "modules"
+    modules.mkdir()
+    (modules / f"{UNWANTED}.py").write_text("raise ImportError\n")
+    return {**os.environ, "PYTHONPATH": str(modules)}
+
+
+def start_floor(imports: str, environment: dict[str, str]) -> dict[str, float]:
     """What Python itself takes."""
     begin = time.perf_counter()
     command = [sys.executable, "-c", f"{imports}{READY}; input()"]
-    with started(command, CPUS[0], stdin=subprocess.PIPE) as child:
+    with started(command, CPUS[0], stdin=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
         child.stdout.readline()
         return measured(child.pid, begin)
 
 
-def start_member(options: list[str], program: Path, sources: int) -> dict[str, float]:
+def start_member(options: list[str], environment: dict[str, str], program: Path, sources: int) -> dict[str, float]:
     """Start one, let each source send a datagram, and stop it."""
     with ExitStack() as stack:
         begin = time.perf_counter()
         command = [sys.executable, "-m", "aiolb", "serve", "echo", "--bind", "127.0.0.1:0", "--log-format", "json"]
-        member = stack.enter_context(started([*command, *options], CPUS[0], stderr=subprocess.PIPE))
+        member = stack.enter_context(started([*command, *options], CPUS[0], stderr=subprocess.PIPE, env=environment))
         ready = wait_until_ready(member)
         run = measured(member.pid, begin)
         port = int(ready["bind"].rpartition(":")[2])
