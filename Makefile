@@ -8,6 +8,7 @@ ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 FOR_RUN := .venv/.installed
+FOR_BENCH := .venv/.installed-bench
 FOR_TEST := .venv/.installed-dev
 # What is compiled at installation, where there is a compiler.
 COMPILED := pyproject.toml setup.py $(wildcard aiolb/*/*.pyx aiolb/*/*.pxd)
@@ -34,7 +35,7 @@ lint: $(FOR_TEST)
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) -m mypy
 
-bench: $(FOR_RUN)
+bench: $(FOR_BENCH)
 	@$(VENV_PYTHON) benchmarks/receive.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/send.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/steering.py $(ARGS)
@@ -47,6 +48,10 @@ $(FOR_RUN): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup .
 	@touch $@
 
+$(FOR_BENCH): $(COMPILED)
+	@PYTHON='$(PYTHON)' tools/setup '.[bench]'
+	@touch $@ $(FOR_RUN)
+
 $(FOR_TEST): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup '.[dev]'
-	@touch $@ $(FOR_RUN)
+	@touch $@ $(FOR_RUN) $(FOR_BENCH)

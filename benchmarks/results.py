@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-FOLDER = Path(__file__).parent.parent / "build" / "benchmarks"
-"""Where the JSON files go."""
+FOLDER = Path(os.environ.get("AIOLB_RESULTS") or Path(__file__).parent.parent / "build" / "benchmarks")
+"""Where the JSON files go; AIOLB_RESULTS names another folder, as tests do."""
 
 console = Console(highlight=False)
 
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, content: dict[str, Any]) -> None:
-    """Write ``build/benchmarks/NAME.json`` and say so."""
+    """Write ``NAME.json`` into the folder of results and say so."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")

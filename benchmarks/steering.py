@@ -1,35 +1,53 @@
-"""What steering costs: the kernel's own run time per packet of the balancer, and of a program that does nothing."""
+"""What steering costs: the kernel's own run time per packet of the balancer, and of programs that do less."""
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
-from collections.abc import Iterator
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
+from children import CPUS, compiled, started
+from floors import EMPTY, load_source, load_source_and_select
 from results import Spread, console, write
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from aiolb.address import Address
 from aiolb.bpf import program, syscall
+from aiolb.bpf.abi import MAP_TYPE_REUSEPORT_SOCKARRAY, U64
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.errors import PrivilegeError
 from aiolb.send.sources import allow_descriptors
 from aiolb.sockets import bind_reuseport, reserved_port
 
+BASELINE = "empty"
+LOAD = "load the source"
+FLOOR = "load it, select a socket"
 MEMBERS = (1, 3, 32, 1024)
+SOURCES = (1, 100, 10_000, 100_000)
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
-EMPTY = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)
-"""Two instructions: r0 = SK_PASS; exit."""
+MITIGATION = Path("/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow")
+SIZE = 64
+COLD_SOURCES = 200
 
-NOTES = """\
-Medians; "over empty" is the difference to the empty program in the same round. Both numbers hold the kernel's two
-looks at the clock (bpf_stats_enabled), the difference does not."""
+Send = Callable[[int, int], int]
+"""Sends a number of datagrams to a port; gives how many left."""
+Runs = dict[str, dict[str, list[float]]]
+"""Nanoseconds per packet by program, and by what was sent to it."""
+
+NOTES = f"""\
+Medians of the difference to the program {BASELINE!r} in the same round; that one's own time, in brackets, holds the
+kernel's two looks at the clock (bpf_stats_enabled). {FLOOR!r} calls the two helpers that
+every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; cold is
+{COLD_SOURCES} sources in Python, which runs so much between two datagrams that the caches have lost the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +65,63 @@ class Target:
 
 
 @click.command()
-@click.option("--repeats", type=click.IntRange(5), default=7, show_default=True, help="Rounds.")
-@click.option("--count", type=click.IntRange(1), default=20_000, show_default=True, help="Datagrams in each round.")
-@click.option("--sources", type=click.IntRange(1, 250), default=250, show_default=True, help="Sources that send.")
-def main(*, repeats: int, count: int, sources: int) -> None:
-    """Measure the empty program and groups of different size, REPEATS times, one after the other."""
-    allow_descriptors(sum(MEMBERS) + sources + 100)
-    runs: dict[str, list[float]] = {}
+@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Rounds.")
+@click.option("--count", type=click.IntRange(1), default=20_000, show_default=True, help="Datagrams of a measurement.")
+@click.option(
+    "--members",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    default=MEMBERS,
+    show_default=True,
+    help="Size of a group; may be repeated.",
+)
+@click.option(
+    "--sources",
+    type=click.IntRange(1, 1 << 20),
+    multiple=True,
+    default=SOURCES,
+    show_default=True,
+    help="Sources that send; may be repeated.",
+)
+def main(*, repeats: int, count: int, members: tuple[int, ...], sources: tuple[int, ...]) -> None:
+    """Measure the floors and groups of different size, REPEATS times, one after the other."""
+    allow_descriptors(sum(members) + COLD_SOURCES + 100)
     with ExitStack() as stack:
         try:
-            targets = {"empty": stack.enter_context(empty())}
-            for members in MEMBERS:
-                targets[str(members)] = stack.enter_context(group(members))
+            targets = opened(stack, members)
             stack.enter_context(kernel_statistics())
         except (PrivilegeError, PermissionError) as error:
             raise click.ClickException(f"only root can measure this: {error}") from error
-        senders = [stack.enter_context(sender(n)) for n in range(sources)]
+        loads = {f"{number:,}": load for number, load in zip(sources, from_c(stack, sources), strict=True)}
+        loads["cold"] = from_python(stack)
         status = stack.enter_context(console.status("steering"))
+        runs: Runs = {name: {load: [] for load in loads} for name in targets}
         for repeat in range(repeats):
             status.update(f"steering: round {repeat + 1} of {repeats}")
-            for name, target in targets.items():
-                runs.setdefault(name, []).append(measure(target, senders, count))
+            for load, send in loads.items():
+                for name, target in targets.items():
+                    runs[name][load].append(measure(target, send, count))
     show(runs)
-    settings = {"count": count, "sources": sources}
-    write("steering", {"settings": settings, "baseline": "empty", "nanoseconds_per_packet": runs})
+    mitigation = MITIGATION.read_text().strip() if MITIGATION.exists() else "unknown"
+    settings = {"count": count, "size": SIZE, "members": members, "return_mitigation": mitigation}
+    write("steering", {"settings": settings, "baseline": BASELINE, "floor": FLOOR, "nanoseconds_per_packet": runs})
+
+
+def opened(stack: ExitStack, members: tuple[int, ...]) -> dict[str, Target]:
+    """All programs, each on a port of its own; the one that does nothing comes first."""
+    targets = {
+        BASELINE: stack.enter_context(alone(EMPTY)),
+        LOAD: stack.enter_context(alone(load_source())),
+        FLOOR: stack.enter_context(selecting()),
+    }
+    for number in members:
+        targets[group_name(number)] = stack.enter_context(group(number))
+    return targets
+
+
+def group_name(members: int) -> str:
+    """What a group is called in the table."""
+    return f"balancer, {members:,} member{'s' * (members != 1)}"
 
 
 @contextmanager
@@ -85,17 +136,32 @@ def kernel_statistics() -> Iterator[None]:
 
 
 @contextmanager
-def empty() -> Iterator[Target]:
-    """A port with the empty program: the kernel's own hash decides."""
-    program_fd = syscall.prog_load(
-        syscall.PROG_TYPE_SK_REUSEPORT, EMPTY, license_text=program.LICENSE, name="aiolb_empty"
-    )
+def alone(instructions: bytes) -> Iterator[Target]:
+    """A port with one socket and a program that selects none: the kernel's own hash decides."""
+    kind = syscall.PROG_TYPE_SK_REUSEPORT
+    program_fd = syscall.prog_load(kind, instructions, license_text=program.LICENSE, name="aiolb_floor")
     try:
         with reserved_port(Address("127.0.0.1", 0)) as address, bind_reuseport(address) as sock:
             syscall.attach_reuseport(sock, program_fd)
             yield Target(address.port, program_fd)
     finally:
         os.close(program_fd)
+
+
+@contextmanager
+def selecting() -> Iterator[Target]:
+    """A port with one socket and a program that selects it from a map."""
+    kind = MAP_TYPE_REUSEPORT_SOCKARRAY
+    targets = syscall.map_create(kind, key_size=4, value_size=U64.size, entries=1, name="aiolb_floor")
+    try:
+        with (
+            alone(load_source_and_select(targets)) as target,
+            bind_reuseport(Address("127.0.0.1", target.port)) as sock,
+        ):
+            syscall.map_update(targets, 0, U64.pack(sock.fileno()))
+            yield target
+    finally:
+        os.close(targets)
 
 
 @contextmanager
@@ -113,34 +179,63 @@ def group(members: int) -> Iterator[Target]:
         yield Target(address.port, program_fd)
 
 
-@contextmanager
-def sender(number: int) -> Iterator[socket.socket]:
-    """A socket of its own source."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+def from_c(stack: ExitStack, numbers: tuple[int, ...]) -> list[Send]:
+    """What sends from so many sources each, all in one C program."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    command = [str(compiled("sources", folder)), str(SIZE)]
+    child = stack.enter_context(started(command, CPUS[-1], stdin=subprocess.PIPE))
+
+    def send_from(sources: int, port: int, count: int) -> int:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(f"{port} {sources} {count}\n".encode())
+        child.stdin.flush()
+        return int(child.stdout.readline())
+
+    return [partial(send_from, sources) for sources in numbers]
+
+
+def from_python(stack: ExitStack) -> Send:
+    """What sends one datagram after the other from sockets of this process."""
+    senders = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(COLD_SOURCES)]
+    for number, sock in enumerate(senders):
         sock.bind((f"127.0.1.{number + 1}", 0))
-        yield sock
+
+    def send(port: int, count: int) -> int:
+        for sock in senders:
+            sock.connect(("127.0.0.1", port))
+        for number in range(count):
+            senders[number % COLD_SOURCES].send(bytes(SIZE))
+        return count
+
+    return send
 
 
-def measure(target: Target, senders: list[socket.socket], count: int) -> float:
+def measure(target: Target, send: Send, count: int) -> float:
     """Nanoseconds per packet. Nobody reads: a packet is steered before it is found that the queue is full."""
-    for sock in senders:
-        sock.connect(("127.0.0.1", target.port))
     nanoseconds, packets = target.usage()
-    for n in range(count):
-        senders[n % len(senders)].send(b"aiolb")
+    sent = send(target.port, count)
     nanoseconds_after, packets_after = target.usage()
-    assert packets_after - packets == count, "the program saw other packets than those sent"
+    assert packets_after - packets == sent == count, "the program saw other packets than those sent"
     return (nanoseconds_after - nanoseconds) / count
 
 
-def show(runs: dict[str, list[float]]) -> None:
-    """A line for each size of group."""
-    table = Table("members", title="steering: run time per packet")
-    for column in ("ns", "spread", "over empty", "spread"):
-        table.add_column(column, justify="right")
-    for name, costs in runs.items():
-        over = Spread.of(cost - floor for cost, floor in zip(costs, runs["empty"], strict=True))
-        table.add_row(name, *Spread.of(costs).text(0), *(("", "") if name == "empty" else over.text(0)))
+def over(runs: Runs, name: str, load: str, base: str = BASELINE) -> Spread:
+    """What a program costs more than another one in the same round."""
+    costs = zip(runs[name][load], runs[base][load], strict=True)
+    return Spread.of(cost - other for cost, other in costs)
+
+
+def show(runs: Runs) -> None:
+    """A line for each program, a column for each number of sources."""
+    title = "steering: ns per packet over empty, by number of sources"
+    table = Table("program", title=title, box=SIMPLE_HEAD, pad_edge=False)
+    loads = list(runs[BASELINE])
+    for load in loads:
+        table.add_column(load, justify="right")
+    table.add_row(BASELINE, *(f"({Spread.of(costs).median:.0f})" for costs in runs[BASELINE].values()))
+    for name in list(runs)[1:]:
+        table.add_row(name, *(f"{over(runs, name, load).median:.0f}" for load in loads))
     console.print(table)
     console.print(NOTES, soft_wrap=True)
 
