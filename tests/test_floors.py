@@ -32,6 +32,7 @@ FLOORS = {
     "aiolb.config": 2,
     "aiolb.sockets": 2,
     "aiolb.systemd": 2,
+    "aiolb.privileges": 2,
     "aiolb.verification": 2,
     "aiolb.bpf.bcc_child": 0,
     "aiolb.bpf.program": 2,
