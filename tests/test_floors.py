@@ -42,6 +42,7 @@ FLOORS = {
     "aiolb.worker": 8,
     "aiolb.sockets": 2,
     "aiolb.systemd": 2,
+    "aiolb.privileges": 2,
     "aiolb.verification": 2,
     "aiolb.bpf.bcc_child": 0,
     "aiolb.bpf.program": 2,
