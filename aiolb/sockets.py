@@ -90,6 +90,13 @@ def bind_reuseport(address: Address) -> socket.socket:
     return sock
 
 
+def bind_buffered(address: Address, *, size: int) -> socket.socket:
+    """As ``bind_reuseport``, with a receive buffer of ``size`` bytes, as far as that may be."""
+    sock = bind_reuseport(address)
+    set_receive_buffer(sock, size)
+    return sock
+
+
 @contextmanager
 def reserved_port(address: Address) -> Iterator[Address]:
     """Choose a free port if ``address`` has port 0, and keep it free for reuseport sockets inside the block.

@@ -17,7 +17,7 @@ from aiolb.address import Address
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
-from aiolb.places import AllPlaces
+from aiolb.places import AllPlaces, Places
 from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.supervised import SupervisedMember, WorkerPolicy
 from aiolb.worker_process import WorkerProcess
@@ -90,7 +90,7 @@ class Supervisor:
     # Starting
 
     async def _start(self) -> None:
-        self._members = [self._make_member(index) for index in range(self._places.count)]
+        self._members = [self._make_member(self._places.of(index)) for index in range(self._places.count)]
         # One first: a mistake in the application is told once.
         first, *others = self._members
         prepared = [await first.prepare()]
@@ -104,19 +104,18 @@ class Supervisor:
         for member in self._members:
             if not await member.receive():
                 raise StartError(f"the worker of member {member.index} does not receive; what it said is above")
-            member.places.enter(takeover=self._config.takeover)
+            if member.places.out:
+                member.places.enter()
         for member in self._members:
             self._keep(member)
         _log.info("supervising", workers=len(self._members), balancer=self._places.balancer, pid=os.getpid())
 
-    def _make_member(self, index: int) -> SupervisedMember:
-        places = self._places.of(index)
-
+    def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:
             assignment = Assignment(
                 app=self._target.app,
-                index=index,
-                count=max(self._places.count, index + 1),
+                index=places.index,
+                count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
                 beat=self._policy.worker_timeout / BEATS,
@@ -125,7 +124,7 @@ class Supervisor:
             )
             return await WorkerProcess.start(self._target.command, assignment, identity=self._identity)
 
-        return SupervisedMember(index, places, start, self._policy, self._stopping)
+        return SupervisedMember(places, start, self._policy, self._stopping)
 
     def _keep(self, member: SupervisedMember) -> None:
         self._keepers[member] = asyncio.create_task(member.keep())
@@ -180,8 +179,7 @@ class Supervisor:
         """Add a member: its worker first, then its share of the slots."""
         if not self._is_whole():
             return
-        self._places.add()
-        member = self._make_member(len(self._members))
+        member = self._make_member(self._places.bind_next())
         if await member.prepare() and await member.receive():
             member.places.enter()
             self._members.append(member)

@@ -75,16 +75,23 @@ class Members:
         """The indexes that a takeover has not reached yet: ``take_over()`` each when its worker is ready."""
         return self._chosen.waiting
 
-    def add(self) -> Joined:
-        """One member more, after the highest: its socket is bound and placed, then its slots are moved to it.
+    def bind(self) -> socket.socket:
+        """Bind one socket more, for ``add()``; the balancer does not select it yet, and it is the caller's.
 
-        While others wait to take over, it waits too. Raises what ``bind`` raises, ConfigurationError beyond 1,024
-        members, MemberTakenError, KernelError; nothing has changed then.
+        Raises what ``bind`` raises, ConfigurationError beyond 1,024 members.
         """
         check_count(len(self) + 1)
-        with _bound(self._bind(self.address)) as sock:
-            self._chosen.add([*self._sockets, sock])
-            self._joined.append(self._member(len(self), sock))
+        return self._bind(self.address)
+
+    def add(self, sock: socket.socket) -> Joined:
+        """One member more, after the highest: its socket is placed, then its slots are moved to it.
+
+        While others wait to take over, it waits too. Raises ConfigurationError beyond 1,024 members,
+        MemberTakenError, KernelError; nothing has changed then, and the socket is still the caller's.
+        """
+        check_count(len(self) + 1)
+        self._chosen.add([*self._sockets, sock])
+        self._joined.append(self._member(len(self), sock))
         return self._joined[-1]
 
     def remove(self) -> Joined:
@@ -221,12 +228,4 @@ def _all_bound(
         for index in range(count):
             socks[index] = given[index] if index in given else on_error.enter_context(bind(address))
         yield socks
-        on_error.pop_all()
-
-
-@contextmanager
-def _bound(sock: socket.socket) -> Iterator[socket.socket]:
-    with ExitStack() as on_error:
-        on_error.enter_context(sock)
-        yield sock
         on_error.pop_all()
