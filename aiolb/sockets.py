@@ -238,6 +238,19 @@ def enable_gro(sock: socket.socket) -> bool:
     return True
 
 
+def address_of(sock: socket.socket) -> Address | None:
+    """Where a UDP socket is bound; None for a socket of another kind."""
+    if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    host, port = sock.getsockname()[:2]
+    return Address(str(canonical(ip_address(host))), port)
+
+
+def is_reuseport(sock: socket.socket) -> bool:
+    """Whether other sockets may be bound to the same address."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
 def receive_buffer(sock: socket.socket) -> int:
     """Bytes of receive buffer that the socket was given; the kernel doubles them for its overhead (socket(7))."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2

@@ -36,6 +36,7 @@ FLOORS = {
     "aiolb.worker_process": 4,
     "aiolb.remarks": 3,
     "aiolb.places": 9,
+    "aiolb.store": 10,
     "aiolb.supervised": 10,
     "aiolb.supervisor": 11,
     "aiolb.worker": 9,

@@ -245,7 +245,7 @@ def test_add_moves_only_what_must_move(either):
     """A member more gets its even share of the slots, from each of the others, and nothing else moves."""
     members = either(3)
     before = state_of(members).slots
-    new = members.add()
+    new = members.add(members.bind())
     after = state_of(members).slots
     assert new is members[3]
     assert cookies(members) == own_cookies(members)
@@ -302,7 +302,7 @@ def test_add_beyond_the_limit(joining):
     assert len(set(cookies(members))) == 1024
     members._bind = lambda _: pytest.fail("bound")
     with pytest.raises(ConfigurationError, match="not 1025"):
-        members.add()
+        members.add(members.bind())
 
 
 def test_a_failed_add_changes_nothing(either, monkeypatch):
@@ -320,7 +320,7 @@ def test_a_failed_add_changes_nothing(either, monkeypatch):
 
     members._bind = binding
     with pytest.raises(KernelError):
-        members.add()
+        members.add(members.bind())
     monkeypatch.undo()
     assert (len(members), made[0].fileno()) == (2, -1)
     assert (state_of(members).slots, cookies(members)) == (before, own_cookies(members))
@@ -393,7 +393,7 @@ class Readers:
     def resize(self, members, count):
         """Add or take away members, one after the other."""
         while len(members) < count:
-            self.start(members.add())
+            self.start(members.add(members.bind()))
         while len(members) > count:
             gone = members.remove()
             self.end(gone)
@@ -531,7 +531,7 @@ def test_classic_members_share_the_sources(bpffs, route, sources_v4):
         holder = bind(free)
     members = join_all(free, binding, asked, given={0: holder})
     assert route(members, sources) == {source: classic.choose(source, 3, 7) for source in sources}
-    members.add()
+    members.add(members.bind())
     assert route(members, sources) == {source: classic.choose(source, 4, 7) for source in sources}
     gone = members.remove()
     assert route(members, sources, gone=gone.sock) == {source: classic.choose(source, 3, 7) for source in sources}
