@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
-import drawings
 import goals
 from results import console, read
 from tables import TABLES, machine
@@ -23,24 +21,32 @@ _MARKED = "<!-- {name}: written by make bench -->\n{content}<!-- end of {name} -
     default=DOCS,
     help="Folder of performance.md and of the plots.",
 )
-def main(*, docs: Path) -> None:
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, which needs matplotlib.")
+def main(*, docs: Path, plots: bool) -> None:
     """Draw every plot and write every table whose benchmark has left its results."""
     contents = {name: content for name in BENCHMARKS if (content := read(name)) is not None}
-    for name, content in contents.items():
-        if name in drawings.DRAWINGS:
-            drawings.write(name, content, docs / f"{name}.svg")
+    if plots:
+        draw(contents, docs)
     page = docs / "performance.md"
     page.write_text(filled(page.read_text(), parts(contents)))
     for name in BENCHMARKS:
         console.print(f"{name}: {'shown' if name in contents else 'was not run, and stays as it was'}")
 
 
-def parts(contents: dict[str, dict[str, Any]]) -> dict[str, str]:
+def draw(contents: goals.Contents, docs: Path) -> None:
+    """Draw what can be drawn."""
+    import drawings
+
+    for name in drawings.DRAWINGS.keys() & contents.keys():
+        drawings.write(name, contents[name], docs / f"{name}.svg")
+
+
+def parts(contents: goals.Contents) -> dict[str, str]:
     """What is written between the markers, by their names."""
     found = {name: TABLES[name](content) for name, content in contents.items()}
     if contents:
         found["machine"] = machine(next(iter(contents.values())))
-    if len(contents) == len(BENCHMARKS):  # half a table would hide what was missed
+    if contents.keys() >= goals.JUDGES.keys():  # half a table would hide what was missed
         found["goals"] = goals.markdown(contents)
     return found
 

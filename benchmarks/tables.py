@@ -119,5 +119,21 @@ def startup(content: dict[str, Any]) -> str:
     return table(("process", "start, ms", "CPU ms", "memory, MB", f"growth with {sources}, MB"), rows)
 
 
-TABLES = {"receive": receive, "send": send, "echo": echo, "steering": steering, "startup": startup}
+def shares(content: dict[str, Any]) -> str:
+    """A line for each place where time is spent, and their sum."""
+    found = content["microseconds"]
+    rows = [[name, *(f"{costs[name] * 1e3:.0f}" for costs in found.values())] for name in next(iter(found.values()))]
+    rows.append(["together", *(f"{sum(costs.values()) * 1e3:.0f}" for costs in found.values())])
+    header = ["single datagrams" if train == "1" else f"trains of {train}" for train in found]
+    return table(["ns per datagram", *header], rows)
+
+
+TABLES = {
+    "receive": receive,
+    "shares": shares,
+    "send": send,
+    "echo": echo,
+    "steering": steering,
+    "startup": startup,
+}
 """By the benchmark whose results they show."""
