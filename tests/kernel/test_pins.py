@@ -104,7 +104,7 @@ def test_a_replacement_of_the_program_that_was_killed(bpffs, compiled_debug):
     """A program that was pinned beside the old one, and not moved to its place, does not stop the next replacement."""
     with opened(bpffs) as group:
         (folder,) = bpffs.glob("aiolb/*/*")
-        pins.syscall.obj_pin(group._program_fd, str(folder / "prog_new"))
+        pins.syscall.obj_pin(group._objects.program_fd, str(folder / "prog_new"))
         with opened(bpffs, program=compiled_debug) as again, sockets.bind_reuseport(Address("127.0.0.1", 0)) as sock:
             again.join(sock, 0)
             assert again.config.program == compiled_debug.digest
