@@ -45,6 +45,7 @@ class Members:
         self.unpinned = unpinned
         self.others = others
         self._bind = bind
+        self._closed = False
         self._chosen = chosen
         self._joined = [self._member(index, sock) for index, sock in sorted(socks.items())]
 
@@ -114,7 +115,11 @@ class Members:
         """Close the sockets and the group's descriptors; with ``forget`` remove the pins if no member is alive.
 
         Who has copies of the sockets, as workers and a service manager have, keeps them and their places alive.
+        Idempotent.
         """
+        if self._closed:
+            return
+        self._closed = True
         for sock in self._sockets:
             sock.close()
         self._chosen.close(forget=forget)
