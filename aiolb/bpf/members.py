@@ -157,6 +157,8 @@ def join_all(
         return _join_classic(address, bind, options, given)
     wanted = steering.group_options(options)
     try:
+        if wanted.bpffs is None:
+            steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, wanted, given, takeover=options.takeover)
     except (PrivilegeError, UnsupportedError) as error:
         if options.balancer == "ebpf" or options.takeover:
@@ -165,6 +167,7 @@ def join_all(
     if wanted.bpffs is None:
         return _join_classic(address, bind, options, given, fallback=reason)
     try:
+        steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, replace(wanted, bpffs=None), given, unpinned=reason)
     except (PrivilegeError, UnsupportedError) as error:
         return _join_classic(address, bind, options, given, fallback=error)
