@@ -73,7 +73,6 @@ class Supervisor:
         self._target = target
         self._config = config
         self._policy = policy
-        self._identity = None if config.user is None else privileges.parse(config.user)
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
         self._watchdog_due = 0.0
@@ -92,6 +91,8 @@ class Supervisor:
         said = {"bind": _text(self._config.bind)}
         logs.MEMBER.set(said)
         check_writable(self._config.report)
+        if self._config.user is not None:
+            privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
             said["bind"] = _text(self._places.addresses)
@@ -138,13 +139,13 @@ class Supervisor:
                 count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                user=self._config.user,
                 kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,
                 settings=Assignment.settings_of(self._config),
                 log=self._target.log,
             )
-            identity = None if self._identity is None else privileges.popen_arguments(self._identity)
-            return await WorkerProcess.start(self._target.command, assignment, identity=identity)
+            return await WorkerProcess.start(self._target.command, assignment)
 
         return SupervisedMember(places, start, self._policy, self._stopping)
 
