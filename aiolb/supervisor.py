@@ -104,6 +104,13 @@ class Supervisor:
             finally:
                 await self._stop()
 
+    def restart(self) -> None:
+        """Replace all workers, one at a time, as SIGHUP does; a new one that fails leaves the old ones at work.
+
+        Call it in the loop's thread. Asked for during a restart, it is done once more after that one.
+        """
+        self._request(self._roll, again=False)
+
     # Starting
 
     async def _start(self) -> None:
@@ -285,7 +292,7 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stopping.set()
         elif number == signal.SIGHUP:
-            self._request(self._roll, again=False)
+            self.restart()
         elif number == signal.SIGTTIN:
             self._request(self._grow)
         elif number == signal.SIGTTOU:
