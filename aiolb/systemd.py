@@ -1,6 +1,7 @@
 """The service manager: told of this process's states, given sockets to keep, and asked for those it passes on.
 
-The protocols of sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3) in pure Python.
+The protocols of sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3) in pure Python. python-systemd speaks them
+too, but binds the C library libsystemd; the libraries without it (sdnotify) send no descriptors.
 """
 
 from __future__ import annotations

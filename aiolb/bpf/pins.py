@@ -14,6 +14,7 @@ from pathlib import Path
 from aiolb.address import Address
 from aiolb.bpf import syscall
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.maps import Maps
 from aiolb.errors import GroupError, KernelError, PrivilegeError
 
 LOCK_TIMEOUT = 10.0
@@ -25,19 +26,37 @@ _MARKER = "config"  # pinned last and removed first: a folder with it holds a wh
 
 
 class Pins:
-    """The folder ``BPFFS/aiolb/<network namespace>/<protocol>_<address>_<port>`` of one group."""
+    """The folder ``BPFFS/aiolb/<network namespace>/<protocol>_<address>_<port>`` of one group.
+
+    Keeps a descriptor of the folder from the first lock until ``close()``: a process that has given up its privileges
+    since may not open it again, and locks the group through that.
+    """
+
+    pinned = True
 
     def __init__(self, address: Address, *, protocol: str = "udp", bpffs: Path = BPFFS) -> None:
         self.bpffs = bpffs
         # bpffs refuses names with dots.
         host = address.host.replace(".", "-")
         self.folder = bpffs / "aiolb" / str(network_namespace()) / f"{protocol}_{host}_{address.port}"
-        self._lock: int | None = None
+        self._descriptor: int | None = None
+        self._locked = False
 
     @property
     def complete(self) -> bool:
-        """Whether a whole group is pinned here; look under the lock."""
-        return (self.folder / _MARKER).exists()
+        """Whether a whole group is pinned here; look under the lock. Raises PermissionError."""
+        if self._descriptor is None:
+            return False
+        try:
+            os.stat(_MARKER, dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def pin(self, maps: Maps, program_fd: int) -> None:
+        """Pin what a group is made of. Raises OSError."""
+        self.pin_program(program_fd)
+        maps.pin(self.folder)
 
     def pin_program(self, fd: int) -> None:
         """Pin the program, in one step where another one is pinned."""
@@ -49,6 +68,12 @@ class Pins:
         """A descriptor of the pinned program; the caller closes it. Raises OSError."""
         return syscall.obj_get(str(self.folder / "prog"))
 
+    def close(self) -> None:
+        """Close the folder, and release its lock. Idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
     @contextmanager
     def locked(self, *, create: bool = False) -> Iterator[None]:
         """Hold the group's lock: one process at a time creates, joins, leaves or moves slots. Re-entrant.
@@ -56,18 +81,23 @@ class Pins:
         With ``create`` the folder is made first, and bpffs mounted where it is missing. Raises GroupError
         after LOCK_TIMEOUT seconds, FileNotFoundError without a folder, KernelError when it cannot be made or opened.
         """
-        if self._lock is not None:
+        if self._locked:
             yield
             return
-        self._lock = self._acquire(create=create)
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        if self._descriptor is None:
+            self._descriptor = self._acquire(deadline, create=create)
+        else:
+            self._acquire_again(self._descriptor, deadline)
+        self._locked = True
         try:
             yield
         finally:
-            os.close(self._lock)
-            self._lock = None
+            self._locked = False
+            if self._descriptor is not None:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def _acquire(self, *, create: bool) -> int:
-        deadline = time.monotonic() + LOCK_TIMEOUT
+    def _acquire(self, deadline: float, *, create: bool) -> int:
         while True:
             try:
                 fd = self._open_folder(create=create, deadline=deadline)
@@ -77,12 +107,18 @@ class Pins:
                 raise
             try:
                 self._flock(fd, self.folder, deadline)
-                if self._is_still_there(fd):
+                if _is_still_there(fd):
                     return fd
             except BaseException:
                 os.close(fd)
                 raise
             os.close(fd)  # deleted while we waited for it
+
+    def _acquire_again(self, fd: int, deadline: float) -> None:
+        self._flock(fd, self.folder, deadline)
+        if not _is_still_there(fd):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
 
     def _open_folder(self, *, create: bool, deadline: float) -> int:
         if create:
@@ -109,18 +145,14 @@ class Pins:
                     ) from None
                 time.sleep(_LOCK_POLL)
 
-    def _is_still_there(self, fd: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(fd), self.folder.stat())
-        except FileNotFoundError:
-            return False
-
     def _make_folder(self, deadline: float) -> None:
         self._mount_if_missing(deadline)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+                raise
             raise PrivilegeError(
                 f"this user may not create the group's folder {self.folder}",
                 errno=error.errno,
@@ -168,6 +200,11 @@ class Pins:
                 parent.rmdir()
             except OSError:  # other groups live there
                 return
+
+
+def _is_still_there(folder: int) -> bool:
+    """Whether a folder has its name; a removed one has no link left (inode(7))."""
+    return os.fstat(folder).st_nlink > 0
 
 
 def is_bpffs(path: Path) -> bool:

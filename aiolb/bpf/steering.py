@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -13,8 +13,10 @@ from typing import Protocol
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
+from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.state import cookie
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
 
 FALLBACK_SETTLE = 0.2
@@ -23,7 +25,10 @@ FALLBACK_SETTLE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
-    """What a collector asks for when it joins; ``group.count`` None is the group's present count."""
+    """What a collector asks for when it joins; ``group.count`` None is the group's present count.
+
+    ``index`` is its place; who joins with all members has all of them.
+    """
 
     index: int = 0
     balancer: str = "auto"
@@ -45,7 +50,7 @@ class Place(Protocol):
         """Whether another socket took the place over."""
 
     def restore(self) -> bool:
-        """Take the place back if it is empty, because the socket that took it over has died; whether it was."""
+        """Take the place if it is empty, after ``leave()`` or because who took it over has died; whether it was."""
 
     def leave(self) -> bool:
         """Stop being selected where that is possible; whether it was."""
@@ -108,24 +113,38 @@ def join(address: Address, bind: Callable[[Address], socket.socket], options: Jo
 
 
 def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], options: JoinOptions) -> Joined:
-    wanted = options.group
-    if options.compile or options.debug:
-        wanted = replace(wanted, program=compiler.compile_balancer(debug=options.debug))
+    wanted = group_options(options)
     with Group.opened_or_created(address, wanted) as group:
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
         with _bound(address, bind) as sock:
-            others = () if options.takeover else _others(address, group)
+            others = () if options.takeover else others_on(address, group, [sock])
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
         return Joined(sock, place, "ebpf", others=others)
 
 
-def _others(address: Address, group: Group) -> tuple[sockets.Holder, ...]:
+def group_options(options: JoinOptions) -> GroupOptions:
+    """The group's options, with the program that was asked for. Raises CompileError."""
+    if options.compile or options.debug:
+        return replace(options.group, program=compiler.compile_balancer(debug=options.debug))
+    return options.group
+
+
+def others_on(address: Address, group: Group, own: Collection[socket.socket]) -> tuple[sockets.Holder, ...]:
+    """Who has a socket on the address that is neither a member nor one of our own."""
     alive = group.alive()
-    if len(sockets.sockets_on(address, exactly=True)) <= len(alive) + 1:  # the members' and ours
+    mine = {cookie(sock) for sock in own}
+    members = [index for index in alive if group.cookie_of(index) not in mine]
+    if len(_strangers(address, own, exactly=True)) <= len(members):
         return ()
     # Who started us may keep the port for us.
-    members = {group.holder(index).pid for index in alive} | {os.getpid(), os.getppid()}
-    return tuple(holder for holder in sockets.holders_of(address, exactly=True) if holder.pid not in members)
+    known = {group.holder(index).pid for index in members} | {os.getpid(), os.getppid()}
+    return tuple(holder for holder in sockets.holders_of(address, exactly=True) if holder.pid not in known)
+
+
+def _strangers(address: Address, own: Collection[socket.socket], *, exactly: bool = False) -> set[str]:
+    """The inodes of the sockets on the address that are not our own."""
+    mine = {str(os.fstat(sock.fileno()).st_ino) for sock in own}
+    return set(sockets.sockets_on(address, exactly=exactly)) - mine
 
 
 def _join_classic(
@@ -136,18 +155,23 @@ def _join_classic(
 ) -> Joined:
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
-    _refuse_to_mix(address, options)
+    refuse_to_mix(address, options.group)
     count = options.group.count or 1
     with _bound(address, bind) as sock:
-        try:
-            syscall.attach_reuseport_classic(sock, classic.program(count, options.group.seed or 0))
-        except OSError as error:
-            raise KernelError(
-                f"the kernel does not take the classic balancer: {error.strerror}",
-                errno=error.errno,
-                hint="--balancer none leaves it to the kernel's own hash, without affinity of a source",
-            ) from error
+        attach_classic(sock, count, options.group.seed)
     return Joined(sock, UnmanagedPlace(count), "classic", fallback)
+
+
+def attach_classic(sock: socket.socket, count: int, seed: int | None) -> None:
+    """Let the classic balancer choose among the sockets of a bound socket's port. Raises KernelError."""
+    try:
+        syscall.attach_reuseport_classic(sock, classic.program(count, seed or 0))
+    except OSError as error:
+        raise KernelError(
+            f"the kernel does not take the classic balancer: {error.strerror}",
+            errno=error.errno,
+            hint="--balancer none leaves it to the kernel's own hash, without affinity of a source",
+        ) from error
 
 
 @contextmanager
@@ -160,10 +184,12 @@ def _bound(address: Address, bind: Callable[[Address], socket.socket]) -> Iterat
         raise
 
 
-def _refuse_to_mix(address: Address, options: JoinOptions) -> None:
-    """A classic program attached to an eBPF group would steer all its members' datagrams elsewhere."""
+def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socket.socket] = ()) -> None:
+    """Raise GroupError where a group of others is alive: another program would steer its datagrams elsewhere."""
+    if own and not _strangers(address, own):  # the service manager has our sockets open too
+        return
     others = [holder for holder in sockets.holders_of(address) if holder.pid != os.getpid()]
-    if others and _may_be_running(address, options.group, {holder.uid for holder in others}):
+    if others and _may_be_running(address, options, {holder.uid for holder in others}):
         raise GroupError(
             f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
             hint="join it as the user that made it, with CAP_BPF",
@@ -172,13 +198,14 @@ def _refuse_to_mix(address: Address, options: JoinOptions) -> None:
 
 def _may_be_running(address: Address, options: GroupOptions, users: set[int]) -> bool:
     """Whether the sockets that these users have on the port may be members of a group; pins alone outlive it."""
+    bpffs = options.bpffs or BPFFS
     try:
-        group = Group.open(address, protocol=options.protocol, bpffs=options.bpffs)
+        group = Group.open(address, protocol=options.protocol, bpffs=bpffs)
     except GroupNotFoundError:
         return False
     except PrivilegeError:
         # All sockets of a port are one user's: another user's pins are not of these sockets' group.
-        folder = Pins(address, protocol=options.protocol, bpffs=options.bpffs).folder
+        folder = Pins(address, protocol=options.protocol, bpffs=bpffs).folder
         try:
             return folder.stat().st_uid in users
         except PermissionError:

@@ -97,7 +97,7 @@ def supervise(
     if config.index or config.count is not None:
         option = "--reload" if reload else "--workers"
         raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
-    from aiolb import logs, loops, sockets
+    from aiolb import logs, loops, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
     from aiolb.supervisor import Supervisor, Target
@@ -111,11 +111,13 @@ def supervise(
     )
     config = replace(config, count=workers, bind=sockets.resolve_all(binds))
     logs.configure(**log)
+    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
     python = (sys.executable, "-B") if reload else (sys.executable,)
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
-        runner.run(_run(Supervisor(target, config, policy), app, reload=reload))
+        runner.run(_run(supervisor, app, reload=reload))
 
 
 async def _run(supervisor: Supervisor, app: str, *, reload: bool) -> None:

@@ -100,7 +100,7 @@ def test_a_pin_that_is_no_map(cluster, bpffs):
     """A program where a map should be is refused as well."""
     group, folder = cluster(2), folder_of(bpffs)
     (folder / "slots").unlink()
-    syscall.obj_pin(group.group._program_fd, str(folder / "slots"))
+    syscall.obj_pin(group.group._objects.program_fd, str(folder / "slots"))
     with pytest.raises(GroupError, match=r"holds a group with another shape of the map slots"):
         Group.open(group.address, bpffs=bpffs)
 
