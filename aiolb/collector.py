@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from aiolb import logs, loops, sockets
+from aiolb import logs, loops, privileges, sockets
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT
@@ -122,7 +122,7 @@ class Collector:
         several of them. Log events go to standard error, or are appended to ``log_file``, which SIGUSR1 reopens.
         Raises ConfigurationError for settings or a class that cannot work, StartError when the start failed.
         """
-        logs.configure(log_format, log_level, file=log_file)
+        logs.configure(log_format, log_level, file=log_file, owner=privileges.owner(settings.get("user")))
         config = _configure(cls, settings)
         with loops.runner(config.loop) as runner:
             runner.run(Server(make(cls), config).serve())

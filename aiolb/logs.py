@@ -51,15 +51,17 @@ def configure(
     stream: TextIO | None = None,
     *,
     file: str | Path | None = None,
+    owner: tuple[int, int] | None = None,
 ) -> None:
     """Write every event from ``level`` up as one line to ``stream`` (default: standard error); a file comes first.
 
-    ``file`` is the name of one to append to, open until the next ``configure``. What others write through ``logging``
-    or ``warnings`` goes to the same place in the same format, unless ``logging`` was set up before. A line that cannot
-    be written is lost, and nothing else. Raises ConfigurationError, and changes nothing, when the file cannot be
-    opened.
+    ``file`` is the name of one to append to, open until the next ``configure``; if it has to be made, it belongs to
+    ``owner`` (uid, gid), for those who log without the privileges of this process. What others write through
+    ``logging`` or ``warnings`` goes to the same place in the same format, unless ``logging`` was set up before. A line
+    that cannot be written is lost, and nothing else. Raises ConfigurationError, and changes nothing, when the file
+    cannot be opened.
     """
-    opened = [] if file is None else [LogFile(Path(file))]
+    opened = [] if file is None else [LogFile(Path(file), owner=owner)]
     output = _Output(opened[0] if opened else stream or sys.stderr)
     final = _json() if log_format == "json" else _console(output.isatty())
     common: list[structlog.typing.Processor] = [

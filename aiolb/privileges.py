@@ -94,6 +94,17 @@ def _number(text: str) -> int | None:
     return int(text) if int(text) <= _MAX_ID else None
 
 
+def owner(text: str | None) -> tuple[int, int] | None:
+    """The uid and gid that ``text`` means, for files that this user is to write to; None for no user.
+
+    Raises what ``parse`` does.
+    """
+    if text is None:
+        return None
+    identity = parse(text)
+    return identity.uid, identity.gid
+
+
 def drop(identity: Identity) -> None:
     """Make this process, with all its threads, run as ``identity`` for good.
 

@@ -222,3 +222,36 @@ def test_reopened_while_threads_write(file, path):
     lines = [line.split() for text in texts for line in text.splitlines()]
     for name in "ab":
         assert sorted(int(number) for writer, number in lines if writer == name) == list(range(counts[name]))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_for_another_user(path):
+    """What root makes is for the user that its workers run as, also after it was moved."""
+    file = LogFile(path, owner=(65534, 65533))
+    path.rename(f"{path}.1")
+    file.reopen()
+    file.write("x\n")
+    file.close()
+    for made in (path, Path(f"{path}.1")):
+        assert (made.stat().st_uid, made.stat().st_gid) == (65534, 65533)
+    assert path.read_text() == "x\n"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_there_keeps_its_owner(path, linked):
+    """A file that was there before, or that a link leads to, is given to nobody."""
+    there = path.with_name("there") if linked else path
+    there.touch()
+    if linked:
+        path.symlink_to(there)
+    LogFile(path, owner=(65534, 65533)).close()
+    assert (there.stat().st_uid, there.stat().st_gid) == (os.getuid(), os.getgid())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to lose")
+def test_who_may_not_give_files_away(path, needs):
+    """Without the right to give it away the file is made all the same."""
+    code = f"from pathlib import Path; from aiolb.log_file import LogFile; LogFile(Path({str(path)!r}), owner=(9, 9))"
+    prefix = [needs("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"]
+    subprocess.run([*prefix, sys.executable, "-c", code], check=True, timeout=DEADLINE)
+    assert path.stat().st_uid == 0

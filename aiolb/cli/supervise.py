@@ -97,7 +97,7 @@ def supervise(
     if config.index or config.count is not None:
         option = "--reload" if reload else "--workers"
         raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
-    from aiolb import logs, loops, sockets, systemd
+    from aiolb import logs, loops, privileges, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
     from aiolb.supervisor import Supervisor, Target
@@ -110,13 +110,13 @@ def supervise(
         recycle=None if recycle_after is None else parse_recycle_after(recycle_after),
     )
     config = replace(config, count=workers, bind=sockets.resolve_all(binds))
-    logs.configure(**log)
+    logs.configure(**log, owner=privileges.owner(config.user))
+    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
     python = (sys.executable, "-B") if reload else (sys.executable,)
-    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
-        supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
         runner.run(_run(supervisor, app, reload=reload))
 
 
