@@ -30,12 +30,15 @@ def costs(runs: Iterable[dict[str, Any]]) -> list[float]:
     return [run["microseconds"] for run in runs]
 
 
-def machine(content: dict[str, Any]) -> str:
-    """Where the numbers come from, in one line."""
-    found = content["machine"]
+def machine(contents: dict[str, dict[str, Any]]) -> str:
+    """Where the numbers come from, and who else used the CPUs while they were measured, at worst."""
+    found = [content["machine"] for content in contents.values()]
+    where = found[-1]
+    others, stolen = (max(machine[key] for machine in found) for key in ("used_by_others", "stolen"))
     return (
-        f"{found['cpus']} CPUs of {found['cpu']}, Linux {found['kernel']}, Python {found['python']}, "
-        f"uvloop {found['uvloop']}, aiolb {found['aiolb']}.\n"
+        f"{where['cpus']} CPUs of {where['cpu']}, Linux {where['kernel']}, Python {where['python']}, "
+        f"uvloop {where['uvloop']}, aiolb {where['aiolb']}. While a benchmark ran, other processes used up to "
+        f"{others:.0%} of the CPUs, and other virtual machines up to {stolen:.0%}.\n"
     )
 
 
