@@ -84,8 +84,9 @@ def echo(content: dict[str, Any]) -> str:
         base = costs(servers[content["baseline"]])
         for name, runs in servers.items():
             times = [short(Spread.of(run[percentile] for run in runs).median) for percentile in PERCENTILES]
-            rows.append([f"{int(rate):,}", name, *times, spread(costs(runs), 1), ratio(costs(runs), base)])
-    return table(("per second", "server", *PERCENTILES, "CPU µs", "ratio"), rows, left=2)
+            reached = f"{min(run['rate'] for run in runs) / int(rate):.0%}"
+            rows.append([f"{int(rate):,}", name, *times, spread(costs(runs), 1), ratio(costs(runs), base), reached])
+    return table(("per second", "server", *PERCENTILES, "CPU µs", "ratio", "rate reached"), rows, left=2)
 
 
 def short(microseconds: float) -> str:
