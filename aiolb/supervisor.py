@@ -73,10 +73,8 @@ class Supervisor:
         self._target = target
         self._config = config
         self._policy = policy
-        self._identity = None if config.user is None else privileges.parse(config.user)
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
-        self._watchdog_due = 0.0
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
         self._ended: list[SupervisedMember] = []
@@ -92,6 +90,8 @@ class Supervisor:
         said = {"bind": _text(self._config.bind)}
         logs.MEMBER.set(said)
         check_writable(self._config.report)
+        if self._config.user is not None:
+            privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
             said["bind"] = _text(self._places.addresses)
@@ -145,13 +145,13 @@ class Supervisor:
                 count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                user=self._config.user,
                 kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,
                 settings=Assignment.settings_of(self._config),
                 log=self._target.log,
             )
-            identity = None if self._identity is None else privileges.popen_arguments(self._identity)
-            return await WorkerProcess.start(self._target.command, assignment, identity=identity)
+            return await WorkerProcess.start(self._target.command, assignment)
 
         return SupervisedMember(places, start, self._policy, self._stopping)
 
@@ -270,17 +270,11 @@ class Supervisor:
                 for keeper in self._keepers.values():
                     if keeper.done():
                         keeper.result()
-                self._feed_watchdog()
+                if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
+                    self._manager.status(self._status())
                 await asyncio.sleep(WATCH_INTERVAL)
         finally:
             self._stopping.set()
-
-    def _feed_watchdog(self) -> None:
-        now, interval = time.monotonic(), self._manager.watchdog_interval
-        if interval is not None and now >= self._watchdog_due:
-            self._watchdog_due = now + interval - WATCH_INTERVAL
-            self._manager.watchdog()
-            self._manager.status(self._status())
 
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)

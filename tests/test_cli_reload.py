@@ -74,7 +74,7 @@ class Served:
 
 @pytest.fixture
 def served(project, wait_until):
-    """Run `aiolb serve` with these arguments for the time of a block: ``with served(...) as it``."""
+    """Run `aiolb serve` with these arguments for the time of a block."""
 
     @contextmanager
     def serve(*arguments):

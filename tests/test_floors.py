@@ -38,6 +38,7 @@ FLOORS = {
     "aiolb.remarks": 3,
     "aiolb.places": 9,
     "aiolb.store": 10,
+    "aiolb.reload": 10,
     "aiolb.supervised": 10,
     "aiolb.reload": 10,
     "aiolb.supervisor": 11,
