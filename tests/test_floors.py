@@ -40,7 +40,6 @@ FLOORS = {
     "aiolb.store": 10,
     "aiolb.reload": 10,
     "aiolb.supervised": 10,
-    "aiolb.reload": 10,
     "aiolb.supervisor": 11,
     "aiolb.worker": 9,
     "aiolb.sockets": 2,
