@@ -20,7 +20,7 @@ help:
 	@echo "make run       the demo: members, a flood, and a table of who got what"
 	@echo "make test      all tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     the benchmarks, and docs/performance.md with its plots from what they find"
 	@echo "make bytecode  compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 
 run: $(FOR_RUN)
@@ -37,8 +37,12 @@ lint: $(FOR_TEST)
 
 bench: $(FOR_BENCH)
 	@$(VENV_PYTHON) benchmarks/receive.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/shares.py
 	@$(VENV_PYTHON) benchmarks/send.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/echo.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/steering.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/startup.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/plots.py
 
 bytecode: $(FOR_RUN)
 	@tools/debian-packages python3-bpfcc || true

@@ -36,6 +36,7 @@ class ServeConfig:
         concurrency: handlers in flight per socket.
         backlog: datagrams per socket that may wait for a blocked handler before the socket is not read.
         loop: ``uvloop`` or ``asyncio``.
+        user: ``NAME`` or ``NAME:GROUP`` to run as once it has joined; a supervisor stays, its workers run so.
         report: file that gets statistics() as JSON when the collector stops.
         bpffs: where the BPF file system is mounted.
 
@@ -55,6 +56,7 @@ class ServeConfig:
     concurrency: int = 128
     backlog: int = 4096
     loop: str = "uvloop"
+    user: str | None = None
     report: Path | None = None
     bpffs: Path = BPFFS
 

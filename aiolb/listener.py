@@ -10,7 +10,7 @@ from typing import Self
 
 import structlog
 
-from aiolb import logs, sockets
+from aiolb import logs, remarks, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
 from aiolb.bpf.group import GroupOptions
@@ -25,33 +25,6 @@ CANCEL_TIMEOUT = 5.0
 """Seconds that a cancelled handler has to clean up."""
 DROPS_LOG_INTERVAL = 5.0
 """Seconds between two log lines about the kernel's drops on one socket."""
-
-
-def report_joining(address: Address, joined: Joined, rcvbuf: int) -> None:
-    """Log what an operator should know of a socket that has joined, and that asked for ``rcvbuf`` bytes of buffer."""
-    log = structlog.get_logger().bind(bind=str(address))
-    if joined.fallback is not None:
-        log.warning(
-            "balancer_fallback",
-            balancer=joined.balancer,
-            reason=str(joined.fallback),
-            hint=joined.fallback.hint,
-            missing="no failover, slots, takeover or statistics; affinity only while all members run",
-        )
-    if joined.others:
-        log.warning(
-            "other_sockets",
-            holders=", ".join(map(str, joined.others)),
-            hint="they are outside of the group and get nothing; fine for members that drain",
-        )
-    given = sockets.receive_buffer(joined.sock)
-    if given < rcvbuf:
-        log.warning(
-            "receive_buffer_capped",
-            wanted=rcvbuf,
-            given=given,
-            hint=f"as root: sysctl -w net.core.rmem_max={rcvbuf}",
-        )
 
 
 class Listener:
@@ -104,15 +77,11 @@ class Listener:
             group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
         )
 
-        def bind(address: Address) -> socket.socket:
-            sock = sockets.bind_reuseport(address)
-            sockets.set_receive_buffer(sock, config.rcvbuf)
-            return sock
-
+        bind = partial(sockets.bind_buffered, size=config.rcvbuf)
         with sockets.reserved_port(address) as numbered:
             joined = steering.join(numbered, bind, options)
         try:
-            report_joining(numbered, joined, config.rcvbuf)
+            remarks.on_joined(numbered, joined, joined.sock, config.rcvbuf)
             # Nobody comes back to a port that the kernel chose.
             return cls(numbered, joined, application, config, forget=address.port == 0)
         except BaseException:

@@ -1,116 +1,136 @@
-"""The places of a supervisor's members in their groups, one group for each address."""
+"""The places of a supervisor's members: in one group for each address."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
 
-from aiolb import sockets
-from aiolb.address import Address
-from aiolb.bpf.group import Group, GroupOptions, Membership
-from aiolb.config import ServeConfig
+from aiolb import remarks, sockets
+from aiolb.bpf import members
+from aiolb.bpf.group import GroupOptions
+from aiolb.bpf.steering import JoinOptions
+
+if TYPE_CHECKING:
+    from aiolb.address import Address
+    from aiolb.bpf.members import Members
+    from aiolb.config import ServeConfig
+
+Given = Mapping[tuple["Address", int], socket.socket]
+"""Bound sockets that somebody else has kept, by address and index."""
 
 
 class Places:
-    """One member's socket on every address, and its place in each group."""
+    """One member's socket and place on every address."""
 
-    def __init__(self, groups: Mapping[Address, Group], socks: Mapping[Address, socket.socket], index: int) -> None:
-        self.sockets = socks
+    def __init__(self, groups: Sequence[Members], index: int, socks: Sequence[socket.socket], *, out: bool) -> None:
+        self.index = index
+        self.sockets = {group.address: sock for group, sock in zip(groups, socks, strict=True)}
+        self.out = out
+        """Whether the member is not to be selected for the time being."""
         self._groups = groups
-        self._index = index
-        self._memberships: list[Membership] = []
-        self.out = True
 
-    def enter(self, *, takeover: bool = False) -> None:
-        """Be selected on every address, with a share of the slots. Idempotent."""
-        if not self.out:
-            return
-        for address, group in self._groups.items():
-            count = max(group.config.count, self._index + 1)
-            self._memberships.append(group.join(self.sockets[address], self._index, count=count, takeover=takeover))
+    def enter(self) -> None:
+        """Be selected: for the first time, again, or in the place of who is there. Raises StartError."""
+        for group in self._groups:
+            if self.index >= len(group):
+                group.add(self.sockets[group.address])
+            elif self.index in group.waiting:
+                group.take_over(self.index)
+            else:
+                group[self.index].place.restore()
         self.out = False
 
-    def leave(self) -> None:
-        """Be selected no more. Idempotent."""
-        for membership in self._memberships:
-            membership.leave()
-        self._memberships.clear()
+    def leave(self) -> bool:
+        """Be selected no more until ``enter()``; false where the balancer cannot do without a member."""
         self.out = True
+        left = [group[self.index].place.leave() for group in self._groups]
+        return all(left)
 
     @property
     def displaced(self) -> bool:
-        """Whether another socket took one of the places over."""
-        return any(membership.displaced for membership in self._memberships)
+        """Whether somebody else took one of the places over."""
+        return any(
+            group[self.index].place.displaced
+            for group in self._groups
+            if self.index < len(group) and self.index not in group.waiting
+        )
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets. Idempotent."""
         for sock in self.sockets.values():
             sock.close()
 
 
 class AllPlaces:
-    """The groups of every address, and this supervisor's places in them."""
+    """The places of all members, in the groups of all addresses; owns the sockets until ``close()``."""
 
-    def __init__(self, groups: Mapping[Address, Group], config: ServeConfig) -> None:
+    def __init__(self, groups: Sequence[Members], *, forget: Sequence[bool]) -> None:
         self._groups = groups
-        self._config = config
-        self._places: list[Places] = []
-        self.balancer = "ebpf"
+        self._forget = forget
 
     @classmethod
-    def open(cls, config: ServeConfig) -> AllPlaces:
-        """Bind all sockets and enter, unless places are to be taken over. Nothing is left on errors."""
-        groups: dict[Address, Group] = {}
-        options = GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs)
-        with ExitStack() as stack:
-            for address in config.bind:
-                numbered = stack.enter_context(sockets.reserved_port(address))
-                with Group.opened_or_created(numbered, options) as group:
-                    groups[numbered] = group
-            self = cls(groups, config)
-            for index in range(config.count or 1):
-                places = self._bind(index)
-                if not config.takeover:
-                    places.enter()
-            return self
+    def open(cls, config: ServeConfig, given: Given | None = None) -> AllPlaces:
+        """Bind and join with all sockets, or with ``config.takeover`` wait for ``enter()`` where others are alive.
 
-    def _bind(self, index: int) -> Places:
-        socks = {}
-        for address in self._groups:
-            socks[address] = sockets.bind_reuseport(address)
-            sockets.set_receive_buffer(socks[address], self._config.rcvbuf)
-        self._places.append(Places(self._groups, socks, index))
-        return self._places[-1]
+        Raises what :func:`aiolb.bpf.members.join_all` raises; nothing is left behind then.
+        """
+        options = JoinOptions(
+            balancer=config.balancer,
+            takeover=config.takeover,
+            compile=config.compile,
+            debug=config.debug,
+            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
+        )
+        bind = partial(sockets.bind_buffered, size=config.rcvbuf)
+        with ExitStack() as on_error:
+            groups = []
+            for address in config.bind:
+                kept = {index: sock for (of, index), sock in (given or {}).items() if of == address}
+                with sockets.reserved_port(address) as numbered:
+                    group = members.join_all(numbered, bind, options, given=kept)
+                on_error.callback(group.close)
+                remarks.on_joined(numbered, group, group[0].sock, config.rcvbuf, unpinned=group.unpinned)
+                groups.append(group)
+            on_error.pop_all()
+        # Nobody comes back to a port that the kernel chose.
+        return cls(groups, forget=[address.port == 0 for address in config.bind])
 
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where the groups are."""
-        return tuple(self._groups)
+        return tuple(group.address for group in self._groups)
+
+    @property
+    def balancer(self) -> str:
+        """``ebpf``, ``classic`` or ``none``: that of the first group."""
+        return self._groups[0].balancer
 
     @property
     def count(self) -> int:
-        """Members of the groups."""
-        return next(iter(self._groups.values())).config.count
+        """Members."""
+        return len(self._groups[0])
 
     def of(self, index: int) -> Places:
-        """The places of one member."""
-        return self._places[index]
+        """The places of one member; ``out`` while it waits to take over."""
+        out = any(index in group.waiting for group in self._groups)
+        return Places(self._groups, index, [group[index].sock for group in self._groups], out=out)
 
-    def add(self) -> Places:
-        """Bind the sockets of one more member, which has no place yet."""
-        return self._bind(len(self._places))
+    def bind_next(self) -> Places:
+        """The sockets of one more member, which is none before it enters. Raises StartError."""
+        with ExitStack() as on_error:
+            socks = [on_error.enter_context(group.bind()) for group in self._groups]
+            on_error.pop_all()
+        return Places(self._groups, self.count, socks, out=True)
 
-    def remove_last(self) -> Places:
-        """Give the slots of the last member to the others, then its place up."""
-        places = self._places.pop()
-        for group in self._groups.values():
-            with group.locked():
-                group._resize(len(self._places))
-        places.leave()
-        return places
+    def remove_last(self) -> None:
+        """Give the slots of the last member to the others, then its places up; its sockets are closed by it."""
+        for group in self._groups:
+            group.remove()
 
     def close(self) -> None:
-        """Close the descriptors."""
-        for group in self._groups.values():
-            group.close()
+        """Close sockets and descriptors. Idempotent."""
+        for group, forget in zip(self._groups, self._forget, strict=True):
+            group.close(forget=forget)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import logs, signals
+from aiolb import logs, privileges, signals
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
@@ -44,6 +44,7 @@ class Server:
         self.config = config
         self.listeners: list[Listener] = []
         self._application = application
+        self._identity: privileges.Identity | None = None
         self.prepared = False
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
@@ -82,6 +83,8 @@ class Server:
     async def prepare(self) -> None:
         """Do what comes before the first datagram: the first half of ``start()``, with its errors."""
         check_writable(self.config.report)
+        if self.config.user is not None:
+            self._identity = privileges.parse(self.config.user)
         logs.MEMBER.set(self.member)
         self._application.attach(self)
         try:
@@ -97,6 +100,8 @@ class Server:
         try:
             for address in self.config.bind:
                 self.listeners.append(listen(address))
+            if self._identity is not None:
+                privileges.drop(self._identity)
         except BaseException:
             self._stopped = True
             try:

@@ -90,6 +90,13 @@ def bind_reuseport(address: Address) -> socket.socket:
     return sock
 
 
+def bind_buffered(address: Address, *, size: int) -> socket.socket:
+    """As ``bind_reuseport``, with a receive buffer of ``size`` bytes, as far as that may be."""
+    sock = bind_reuseport(address)
+    set_receive_buffer(sock, size)
+    return sock
+
+
 @contextmanager
 def reserved_port(address: Address) -> Iterator[Address]:
     """Choose a free port if ``address`` has port 0, and keep it free for reuseport sockets inside the block.
@@ -229,6 +236,19 @@ def enable_gro(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def address_of(sock: socket.socket) -> Address | None:
+    """Where a UDP socket is bound; None for a socket of another kind."""
+    if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    host, port = sock.getsockname()[:2]
+    return Address(str(canonical(ip_address(host))), port)
+
+
+def is_reuseport(sock: socket.socket) -> bool:
+    """Whether other sockets may be bound to the same address."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
 def receive_buffer(sock: socket.socket) -> int:

@@ -46,13 +46,12 @@ class SupervisedMember:
 
     def __init__(
         self,
-        index: int,
         places: Places,
         start: Callable[[], Awaitable[WorkerProcess]],
         policy: WorkerPolicy,
         stopping: asyncio.Event,
     ) -> None:
-        self.index = index
+        self.index = places.index
         self.places = places
         self.workers = 0
         """Workers that it has had."""
@@ -72,7 +71,7 @@ class SupervisedMember:
         self._steady = asyncio.Event()
         self._living: set[WorkerProcess] = set()
         self._aborts: set[asyncio.Task[None]] = set()
-        self._log = structlog.get_logger().bind(index=index)
+        self._log = structlog.get_logger().bind(index=places.index)
 
     @property
     def receiving(self) -> bool:
@@ -94,7 +93,7 @@ class SupervisedMember:
             return await self._let_receive(self._worker)
 
     async def _prepared(self, unless: asyncio.Event) -> WorkerProcess:
-        """A worker whose ``startup()`` has run; one that has ended if that failed, took too long, or ``unless`` is set."""
+        """A worker whose ``startup()`` has run; an ended one if that failed, took too long, or ``unless`` is set."""
         worker = await self._start()
         if self._policy.recycle is not None:
             worker.limit = self._policy.recycle.draw(self._random)
@@ -154,8 +153,9 @@ class SupervisedMember:
         if restart.out:
             self._steady.set()
         if restart.out and not self.places.out:
-            self.places.leave()
-            self._log.error("member_out", reason="its workers keep dying", hint="its sources go to other members")
+            elsewhere = self.places.leave()
+            hint = "its sources go to other members" if elsewhere else "its sources wait in its queue"
+            self._log.error("member_out", reason="its workers keep dying", hint=hint)
         elif not restart.out:
             self._put_back()
         return restart.delay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,16 @@ from typing import Any
 
 import structlog
 
-from aiolb import logs, signals
+from aiolb import logs, privileges, signals
 from aiolb.address import Address
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
-from aiolb.places import AllPlaces
+from aiolb.places import AllPlaces, Places
 from aiolb.reports import TOLD, check_writable, write_report
+from aiolb.store import SocketStore
 from aiolb.supervised import SupervisedMember, WorkerPolicy
+from aiolb.systemd import Inherited, ServiceManager
 from aiolb.worker_process import WorkerProcess
 
 WATCH_INTERVAL = 0.25
@@ -58,11 +61,22 @@ class Supervisor:
     and ``config.count`` is the number of workers. ``report`` gets the sums of all workers at the end.
     """
 
-    def __init__(self, target: Target, config: ServeConfig, policy: WorkerPolicy, *, identity: Any = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        config: ServeConfig,
+        policy: WorkerPolicy,
+        *,
+        manager: ServiceManager | None = None,
+        inherited: Inherited | None = None,
+    ) -> None:
         self._target = target
         self._config = config
         self._policy = policy
-        self._identity = identity
+        self._identity = None if config.user is None else privileges.parse(config.user)
+        self._manager = manager or ServiceManager()
+        self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
+        self._watchdog_due = 0.0
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
         self._ended: list[SupervisedMember] = []
@@ -79,9 +93,11 @@ class Supervisor:
         logs.MEMBER.set(said)
         check_writable(self._config.report)
         with signals.captured(self._signalled, _SIGNALS):
-            self._places = AllPlaces.open(self._config)
+            self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
             said["bind"] = _text(self._places.addresses)
             try:
+                for index in range(self._places.count):
+                    self._store.keep(self._places.of(index))
                 await self._start()
                 await self._supervise()
             finally:
@@ -90,7 +106,7 @@ class Supervisor:
     # Starting
 
     async def _start(self) -> None:
-        self._members = [self._make_member(index) for index in range(self._places.count)]
+        self._members = [self._make_member(self._places.of(index)) for index in range(self._places.count)]
         # One first: a mistake in the application is told once.
         first, *others = self._members
         prepared = [await first.prepare()]
@@ -104,28 +120,33 @@ class Supervisor:
         for member in self._members:
             if not await member.receive():
                 raise StartError(f"the worker of member {member.index} does not receive; what it said is above")
-            member.places.enter(takeover=self._config.takeover)
+            if member.places.out:
+                member.places.enter()
         for member in self._members:
             self._keep(member)
+        # Members that the service manager kept, and that are not wanted any more.
+        for _ in range(len(self._members) - (self._config.count or 1)):
+            self._request(self._shrink)
+        self._manager.ready(self._status())
         _log.info("supervising", workers=len(self._members), balancer=self._places.balancer, pid=os.getpid())
 
-    def _make_member(self, index: int) -> SupervisedMember:
-        places = self._places.of(index)
-
+    def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:
             assignment = Assignment(
                 app=self._target.app,
-                index=index,
-                count=max(self._places.count, index + 1),
+                index=places.index,
+                count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,
                 settings=Assignment.settings_of(self._config),
                 log=self._target.log,
             )
-            return await WorkerProcess.start(self._target.command, assignment, identity=self._identity)
+            identity = None if self._identity is None else privileges.popen_arguments(self._identity)
+            return await WorkerProcess.start(self._target.command, assignment, identity=identity)
 
-        return SupervisedMember(index, places, start, self._policy, self._stopping)
+        return SupervisedMember(places, start, self._policy, self._stopping)
 
     def _keep(self, member: SupervisedMember) -> None:
         self._keepers[member] = asyncio.create_task(member.keep())
@@ -164,11 +185,18 @@ class Supervisor:
 
     async def _roll(self) -> None:
         """Replace every worker, one at a time; the first that fails ends it."""
+        self._manager.reloading("replacing workers")
         for member in list(self._members):
             if self._stopping.is_set() or not await member.replace("restart"):
                 break
         else:
             _log.info("restarted", workers=len(self._members))
+        self._manager.ready(self._status())
+
+    def _status(self) -> str:
+        """For people who ask the service manager."""
+        receiving = sum(member.receiving for member in self._members)
+        return f"{receiving} of {len(self._members)} workers receive at {_text(self._places.addresses)}"
 
     async def _recycle(self) -> None:
         """Replace the workers that are due, one at a time."""
@@ -180,12 +208,12 @@ class Supervisor:
         """Add a member: its worker first, then its share of the slots."""
         if not self._is_whole():
             return
-        self._places.add()
-        member = self._make_member(len(self._members))
+        member = self._make_member(self._places.bind_next())
         if await member.prepare() and await member.receive():
             member.places.enter()
             self._members.append(member)
             self._keep(member)
+            self._store.keep(member.places)
             self._note_count()
         else:
             _log.error("member_failed", index=member.index, hint="the group stays as it is")
@@ -201,6 +229,7 @@ class Supervisor:
         member = self._members.pop()
         self._places.remove_last()
         self._note_count()
+        self._store.forget(member.places)
         await self._end(member, "drain")
 
     def _is_whole(self) -> bool:
@@ -211,6 +240,7 @@ class Supervisor:
 
     def _note_count(self) -> None:
         _log.info("count_changed", now=self._places.count)
+        self._manager.status(self._status())
         for member in self._members:
             member.order("count", count=self._places.count)
 
@@ -221,6 +251,7 @@ class Supervisor:
                 for member in list(self._members):
                     if member.places.displaced:
                         self._members.remove(member)
+                        self._store.forget(member.places)
                         _log.info("displaced", index=member.index)
                         self._endings.append(asyncio.create_task(self._end(member, "drain")))
                     else:
@@ -232,9 +263,17 @@ class Supervisor:
                 for keeper in self._keepers.values():
                     if keeper.done():
                         keeper.result()
+                self._feed_watchdog()
                 await asyncio.sleep(WATCH_INTERVAL)
         finally:
             self._stopping.set()
+
+    def _feed_watchdog(self) -> None:
+        now, interval = time.monotonic(), self._manager.watchdog_interval
+        if interval is not None and now >= self._watchdog_due:
+            self._watchdog_due = now + interval - WATCH_INTERVAL
+            self._manager.watchdog()
+            self._manager.status(self._status())
 
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)
@@ -259,11 +298,15 @@ class Supervisor:
 
     async def _stop(self) -> None:
         self._stopping.set()
-        _log.info("stopping", graceful_timeout=self._config.graceful_timeout)
+        self._manager.stopping()
+        _log.info("stopping", graceful_timeout=self._config.graceful_timeout, kept=self._store.complete)
         try:
-            for member in self._members:
-                member.places.leave()
-            await asyncio.gather(*self._endings, *(self._end(member, "drain") for member in self._members))
+            if not self._store.complete:
+                for member in self._members:
+                    member.places.leave()
+            # Kept sockets wait, with their places and their queues, for the next supervisor.
+            order = "hand_over" if self._store.complete else "drain"
+            await asyncio.gather(*self._endings, *(self._end(member, order) for member in self._members))
         finally:
             self._places.close()
         self._tell()

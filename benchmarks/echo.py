@@ -13,11 +13,10 @@ from echoes import ECHOES
 from results import Spread, console, write
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from tables import PERCENTILES, short
 
 BASELINE = "uvloop callback"
 IN_C = "C recvfrom, sendto"
-PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
-MILLISECONDS_FROM = 10_000
 
 NOTES = f"""\
 Medians of the rounds. Each source has one datagram in flight; a round trip counts from the time at which the datagram
@@ -91,11 +90,6 @@ def show(runs: dict[str, list[dict[str, Any]]], rate: int) -> None:
     for name, results in runs.items():
         if lost := sum(run["lost"] for run in results):
             console.print(f"{name}: {lost:,} datagrams had no answer within ten seconds")
-
-
-def short(microseconds: float) -> str:
-    """A time in µs, or in ms where that is shorter."""
-    return f"{microseconds:.0f}" if microseconds < MILLISECONDS_FROM else f"{microseconds / 1e3:,.0f} ms"
 
 
 if __name__ == "__main__":

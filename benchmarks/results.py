@@ -58,3 +58,10 @@ def write(name: str, content: dict[str, Any]) -> None:
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
     console.print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}\n")
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """What ``write`` wrote under a name; None where nothing was."""
+    path = FOLDER / f"{name}.json"
+    content: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return content

@@ -9,12 +9,12 @@ import socket
 import pytest
 import structlog.testing
 
-from aiolb import Collector, listener, logs, sockets
+from aiolb import Collector, listener, logs, remarks, sockets
 from aiolb.address import Address
 from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
 from aiolb.errors import PrivilegeError
-from aiolb.listener import DROPS_LOG_INTERVAL, Listener, report_joining
+from aiolb.listener import DROPS_LOG_INTERVAL, Listener
 
 LOCAL = Address("127.0.0.1", 0)
 
@@ -69,7 +69,7 @@ async def listening(place, *, fallback=None, forget=False, rcvbuf=8192, read=Tru
     sockets.set_receive_buffer(sock, 8192)
     address = Address(*sock.getsockname())
     joined = Joined(sock, place, "ebpf" if fallback is None else "classic", fallback)
-    report_joining(address, joined, rcvbuf)
+    remarks.on_joined(address, joined, sock, rcvbuf)
     made = Listener(address, joined, Discard(), ServeConfig(bind=(address,), rcvbuf=rcvbuf), forget=forget)
     if not read:
         made.transport.pause_reading()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from aiolb.errors import ConfigurationError, StartError
 from aiolb.systemd import Inherited, ServiceManager, SocketName
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples" / "systemd"
 
 
 def load(name):
@@ -499,3 +502,26 @@ async def test_the_stand_in_tells_of_an_early_end():
         await manager.start(sys.executable, "-c", "raise SystemExit(7)")
         with pytest.raises(AssertionError, match="ended with 7"):
             await manager.told("READY=1")
+
+
+# --- the units
+
+
+@pytest.mark.parametrize("unit", ["aiolb.service", "aiolb@.service"])
+def test_units(tmp_path, unit):
+    """The units that we show are taken by systemd, without a warning."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
+    # The command need not be installed where the tests run.
+    text = (EXAMPLES / unit).read_text().replace("/opt/aiolb/bin/aiolb", sys.executable)
+    path = tmp_path / unit.replace("@", "@0")
+    path.write_text(text)
+    checked = subprocess.run(
+        [analyze, "verify", "--man=no", "--recursive-errors=no", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"SYSTEMD_LOG_LEVEL": "warning"},
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")

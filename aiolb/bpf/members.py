@@ -45,6 +45,7 @@ class Members:
         self.unpinned = unpinned
         self.others = others
         self._bind = bind
+        self._closed = False
         self._chosen = chosen
         self._joined = [self._member(index, sock) for index, sock in sorted(socks.items())]
 
@@ -75,16 +76,23 @@ class Members:
         """The indexes that a takeover has not reached yet: ``take_over()`` each when its worker is ready."""
         return self._chosen.waiting
 
-    def add(self) -> Joined:
-        """One member more, after the highest: its socket is bound and placed, then its slots are moved to it.
+    def bind(self) -> socket.socket:
+        """Bind one socket more, for ``add()``; the balancer does not select it yet, and it is the caller's.
 
-        While others wait to take over, it waits too. Raises what ``bind`` raises, ConfigurationError beyond 1,024
-        members, MemberTakenError, KernelError; nothing has changed then.
+        Raises what ``bind`` raises, ConfigurationError beyond 1,024 members.
         """
         check_count(len(self) + 1)
-        with _bound(self._bind(self.address)) as sock:
-            self._chosen.add([*self._sockets, sock])
-            self._joined.append(self._member(len(self), sock))
+        return self._bind(self.address)
+
+    def add(self, sock: socket.socket) -> Joined:
+        """One member more, after the highest: its socket is placed, then its slots are moved to it.
+
+        While others wait to take over, it waits too. Raises ConfigurationError beyond 1,024 members,
+        MemberTakenError, KernelError; nothing has changed then, and the socket is still the caller's.
+        """
+        check_count(len(self) + 1)
+        self._chosen.add([*self._sockets, sock])
+        self._joined.append(self._member(len(self), sock))
         return self._joined[-1]
 
     def remove(self) -> Joined:
@@ -114,7 +122,11 @@ class Members:
         """Close the sockets and the group's descriptors; with ``forget`` remove the pins if no member is alive.
 
         Who has copies of the sockets, as workers and a service manager have, keeps them and their places alive.
+        Idempotent.
         """
+        if self._closed:
+            return
+        self._closed = True
         for sock in self._sockets:
             sock.close()
         self._chosen.close(forget=forget)
@@ -145,6 +157,8 @@ def join_all(
         return _join_classic(address, bind, options, given)
     wanted = steering.group_options(options)
     try:
+        if wanted.bpffs is None:
+            steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, wanted, given, takeover=options.takeover)
     except (PrivilegeError, UnsupportedError) as error:
         if options.balancer == "ebpf" or options.takeover:
@@ -153,6 +167,7 @@ def join_all(
     if wanted.bpffs is None:
         return _join_classic(address, bind, options, given, fallback=reason)
     try:
+        steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, replace(wanted, bpffs=None), given, unpinned=reason)
     except (PrivilegeError, UnsupportedError) as error:
         return _join_classic(address, bind, options, given, fallback=error)
@@ -221,12 +236,4 @@ def _all_bound(
         for index in range(count):
             socks[index] = given[index] if index in given else on_error.enter_context(bind(address))
         yield socks
-        on_error.pop_all()
-
-
-@contextmanager
-def _bound(sock: socket.socket) -> Iterator[socket.socket]:
-    with ExitStack() as on_error:
-        on_error.enter_context(sock)
-        yield sock
         on_error.pop_all()

@@ -100,6 +100,11 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
 )
 @click.option("--loop", type=click.Choice(LOOPS), default=_DEFAULTS.loop, show_default=True, help="Event loop.")
 @click.option(
+    "--user",
+    metavar="NAME[:GROUP]",
+    help="Run handlers as this user: a single collector once it has joined, a supervisor's workers from their start.",
+)
+@click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",

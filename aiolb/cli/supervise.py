@@ -85,7 +85,7 @@ def supervise(
     """Run a supervisor until it is stopped. Raises ConfigurationError, StartError."""
     if config.index or config.count is not None:
         raise ConfigurationError("--workers runs all members of the group", hint="leave --index and --count out")
-    from aiolb import logs, loops, sockets
+    from aiolb import logs, loops, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
     from aiolb.supervisor import Supervisor, Target
@@ -99,9 +99,10 @@ def supervise(
     )
     config = replace(config, count=workers, bind=sockets.resolve_all(binds))
     logs.configure(**log)
+    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     target = Target(command=(sys.executable, "-m", "aiolb", "worker"), app=app, log=log)
     with loops.runner(config.loop) as runner:
-        runner.run(Supervisor(target, config, policy).run())
+        runner.run(Supervisor(target, config, policy, manager=manager, inherited=inherited).run())
 
 
 def _restart_policy(text: str) -> Any:

@@ -223,3 +223,33 @@ def test_looking_makes_no_folder(bpffs):
     with pytest.raises(FileNotFoundError), Pins(ADDRESS, bpffs=bpffs).locked():
         pytest.fail("locked")
     assert list(bpffs.iterdir()) == list(bpffs.glob("*.debug"))
+
+
+def test_an_old_group_leaves_a_new_one_alone(bpffs):
+    """A group whose pins were removed does not touch those of the next group at its address, nor wait for its lock."""
+    with opened(bpffs, seed=1) as old:
+        old.delete()
+        with opened(bpffs, seed=2) as new, new.locked():
+            old.delete()
+            old.delete_if_empty()
+            assert not old.leave(0, 1)
+            (folder,) = bpffs.glob("aiolb/*/*")
+            assert (folder / "config").exists()
+
+
+def test_the_lock_is_released_and_taken_again(bpffs, monkeypatch):
+    """The folder stays open between locks, and is not locked then; closing it releases the lock."""
+    monkeypatch.setattr(pins, "LOCK_TIMEOUT", 0.05)
+    with opened(bpffs) as group:
+        (folder,) = bpffs.glob("aiolb/*/*")
+        mine = Pins(ADDRESS, bpffs=bpffs)
+        for _ in range(2):
+            with mine.locked(), pytest.raises(GroupError):
+                group.leave(0, 1)
+            with held(folder):
+                pass
+        with mine.locked():
+            mine.close()
+            mine.close()
+            assert not group.leave(0, 1)
+        assert not mine.complete

@@ -1,0 +1,80 @@
+"""What an operator is told when sockets have joined, and not all is as it could be."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from aiolb import sockets
+
+if TYPE_CHECKING:
+    from aiolb.address import Address
+    from aiolb.errors import AiolbError
+
+_FALLBACK = "no failover, slots, takeover or statistics; affinity only while all members run"
+_UNPINNED = "no other process can look at the group, join it or take it over, and its seed is gone when it stops"
+
+
+class Joined(Protocol):
+    """One socket, or several, of a group: how they joined."""
+
+    @property
+    def balancer(self) -> str:
+        """``ebpf``, ``classic`` or ``none``."""
+
+    @property
+    def fallback(self) -> AiolbError | None:
+        """Why it is not the one that was wanted."""
+
+    @property
+    def others(self) -> tuple[sockets.Holder, ...]:
+        """Who has sockets on the address that are outside of the group."""
+
+
+def on_joined(
+    address: Address, joined: Joined, sock: socket.socket, rcvbuf: int, *, unpinned: AiolbError | None = None
+) -> None:
+    """Log what is remarkable.
+
+    ``sock`` is one of those that joined, ``rcvbuf`` the receive buffer that was asked for, in bytes, ``unpinned`` why
+    the group is not pinned although that was wanted.
+    """
+    log = structlog.get_logger().bind(bind=str(address))
+    _on_fallback(log, joined)
+    if unpinned is not None:
+        log.warning("unpinned", reason=str(unpinned), hint=unpinned.hint, missing=_UNPINNED)
+    _on_others(log, joined)
+    _on_buffer(log, sock, rcvbuf)
+
+
+def _on_fallback(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> None:
+    if joined.fallback is not None:
+        log.warning(
+            "balancer_fallback",
+            balancer=joined.balancer,
+            reason=str(joined.fallback),
+            hint=joined.fallback.hint,
+            missing=_FALLBACK,
+        )
+
+
+def _on_others(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> None:
+    if joined.others:
+        log.warning(
+            "other_sockets",
+            holders=", ".join(map(str, joined.others)),
+            hint="they are outside of the group and get nothing; fine for members that drain",
+        )
+
+
+def _on_buffer(log: structlog.typing.FilteringBoundLogger, sock: socket.socket, rcvbuf: int) -> None:
+    given = sockets.receive_buffer(sock)
+    if given < rcvbuf:
+        log.warning(
+            "receive_buffer_capped",
+            wanted=rcvbuf,
+            given=given,
+            hint=f"as root: sysctl -w net.core.rmem_max={rcvbuf}",
+        )

@@ -1,0 +1,73 @@
+"""The sockets that a service manager keeps for a supervisor, so that their queues outlive it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import structlog
+
+from aiolb import sockets
+from aiolb.bpf.abi import MAX_MEMBERS
+from aiolb.systemd import Inherited, ServiceManager, SocketName
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from aiolb.address import Address
+    from aiolb.places import Places
+
+_log = structlog.get_logger(__name__)
+
+
+class SocketStore:
+    """Sockets by address and index: taken back from the service manager at the start, and given to it."""
+
+    def __init__(self, manager: ServiceManager, inherited: Inherited) -> None:
+        self.complete = manager.kept
+        """Whether the manager keeps every socket that it was given."""
+        self._manager = manager
+        self._inherited = inherited
+
+    def taken_back(self, bind: Collection[Address]) -> dict[tuple[Address, int], socket.socket]:
+        """What the manager has kept, or opened for us, on these addresses; the rest is closed. Once.
+
+        A socket that a socket unit opened gets the lowest index that is free.
+        """
+        given: dict[tuple[Address, int], socket.socket] = {}
+        for name, descriptor in self._inherited.sockets.items():
+            sock = socket.socket(fileno=descriptor)
+            if name.address in bind:
+                given[name.address, name.index] = sock
+            else:
+                sock.close()
+                self._manager.forget(str(name))
+                _log.warning("socket_dropped", name=str(name), reason="no --bind has its address")
+        for text, descriptor in self._inherited.others:
+            sock = socket.socket(fileno=descriptor)
+            address = sockets.address_of(sock)
+            if address in bind and address is not None and sockets.is_reuseport(sock):
+                index = next(index for index in range(MAX_MEMBERS) if (address, index) not in given)
+                given[address, index] = sock
+            else:
+                sock.close()
+                _log.warning(
+                    "socket_dropped",
+                    name=text,
+                    reason="it is no UDP socket with SO_REUSEPORT on an address of --bind",
+                    hint="ListenDatagram= and ReusePort=yes in the socket unit",
+                )
+        for sock in given.values():
+            sock.setblocking(False)
+        return given
+
+    def keep(self, places: Places) -> None:
+        """Give a member's sockets to the manager, where it keeps any."""
+        for address, sock in places.sockets.items():
+            kept = self._manager.keep(str(SocketName(address, places.index)), sock)
+            self.complete = self.complete and kept
+
+    def forget(self, places: Places) -> None:
+        """Let the manager close a member's sockets."""
+        for address in places.sockets:
+            self._manager.forget(str(SocketName(address, places.index)))
