@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,7 +20,7 @@ from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.stats import CollectorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from aiolb.address import Address
 
@@ -55,10 +55,11 @@ class Server:
     async def serve(self) -> None:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
 
-        Raises what ``start()`` raises. A second SIGINT gives up what is still being handled.
+        Raises what ``start()`` raises. A second SIGINT gives up what is still being handled. SIGUSR1 reopens the log
+        file, unless the user's own code handles it.
         """
         logs.MEMBER.set(self.member)
-        with signals.captured(self._signalled):
+        with signals.captured(self._signalled), reopening_log():
             try:
                 await run_until(self._stopping, self.start())
                 await run_until(self._stopping, self.watch())
@@ -199,6 +200,19 @@ class Server:
         _log.info("stopped", **{name: statistics[name] for name in TOLD})
         if self.config.report is not None:
             write_report(self.config.report, self.report())
+
+
+@contextmanager
+def reopening_log() -> Iterator[None]:
+    """Reopen the log file for each SIGUSR1 inside the block, unless the user's own code handles that signal."""
+
+    def reopen(number: signal.Signals) -> None:
+        _log.info("signal", name=number.name)
+        logs.reopen()
+
+    numbers = () if signals.is_users(signal.SIGUSR1) else (signal.SIGUSR1,)
+    with signals.captured(reopen, numbers):
+        yield
 
 
 def _text(addresses: Iterable[Address]) -> str:

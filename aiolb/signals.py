@@ -56,6 +56,11 @@ def captured(callback: _Callback, numbers: Iterable[signal.Signals] = STOP_SIGNA
         signal.raise_signal(number)
 
 
+def is_users(number: signal.Signals) -> bool:
+    """Whether something else than a block of ``captured`` handles the signal: Python code of the user's, or C code."""
+    return number not in _CAUGHT and signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
 def _catch(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: _Callback) -> None:
     if number not in _CAUGHT:
         caught = _CAUGHT[number] = _Caught(signal.getsignal(number))

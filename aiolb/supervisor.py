@@ -73,7 +73,6 @@ class Supervisor:
         self._target = target
         self._config = config
         self._policy = policy
-        self._identity = None if config.user is None else privileges.parse(config.user)
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
         self._watchdog_due = 0.0
@@ -92,6 +91,8 @@ class Supervisor:
         said = {"bind": _text(self._config.bind)}
         logs.MEMBER.set(said)
         check_writable(self._config.report)
+        if self._config.user is not None:
+            privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
             said["bind"] = _text(self._places.addresses)
@@ -102,6 +103,13 @@ class Supervisor:
                 await self._supervise()
             finally:
                 await self._stop()
+
+    def restart(self) -> None:
+        """Replace all workers, one at a time, as SIGHUP does; a new one that fails leaves the old ones at work.
+
+        Call it in the loop's thread. Asked for during a restart, it is done once more after that one.
+        """
+        self._request(self._roll, again=False)
 
     # Starting
 
@@ -138,13 +146,13 @@ class Supervisor:
                 count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                user=self._config.user,
                 kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,
                 settings=Assignment.settings_of(self._config),
                 log=self._target.log,
             )
-            identity = None if self._identity is None else privileges.popen_arguments(self._identity)
-            return await WorkerProcess.start(self._target.command, assignment, identity=identity)
+            return await WorkerProcess.start(self._target.command, assignment)
 
         return SupervisedMember(places, start, self._policy, self._stopping)
 
@@ -284,7 +292,7 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stopping.set()
         elif number == signal.SIGHUP:
-            self._request(self._roll, again=False)
+            self.restart()
         elif number == signal.SIGTTIN:
             self._request(self._grow)
         elif number == signal.SIGTTOU:

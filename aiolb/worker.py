@@ -11,7 +11,7 @@ import structlog
 
 from aiolb import logs, signals
 from aiolb.listener import Listener
-from aiolb.server import Server, run_until
+from aiolb.server import Server, reopening_log, run_until
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -50,7 +50,8 @@ class Worker:
     async def serve(self) -> None:
         """Serve until ordered to end, SIGTERM, SIGINT or the supervisor's death. Raises what the start raises."""
         logs.MEMBER.set(self._server.member)
-        with signals.captured(self._signalled):
+        # SIGUSR1 too: a service manager sends it to every process of the service, and its default is death.
+        with signals.captured(self._signalled), reopening_log():
             tasks = [asyncio.create_task(self._obey()), asyncio.create_task(self._beat())]
             try:
                 await run_until(self._ending, self._live())

@@ -43,13 +43,8 @@ class WorkerProcess:
         """Its final report; None until it has ended, and for one that was killed."""
 
     @classmethod
-    async def start(
-        cls, command: Sequence[str], assignment: Assignment, *, identity: Mapping[str, Any] | None = None
-    ) -> Self:
-        """Run ``command`` with the number of its channel and the assignment as further arguments.
-
-        ``identity``: arguments of :class:`subprocess.Popen` that say as whom. Raises StartError.
-        """
+    async def start(cls, command: Sequence[str], assignment: Assignment) -> Self:
+        """Run ``command`` with the number of its channel and the assignment as further arguments. Raises StartError."""
         ours, theirs = socket.socketpair()
         with theirs:
             descriptors = [theirs.fileno(), *(number for _, number in assignment.sockets)]
@@ -62,7 +57,6 @@ class WorkerProcess:
                     pass_fds=descriptors,
                     # A session of its own: Ctrl-C is for the supervisor, which then stops its workers.
                     start_new_session=True,
-                    **(identity or {}),
                 )
             except OSError as error:
                 ours.close()
