@@ -72,7 +72,7 @@ def _text(line: Line) -> str:
         if name in ("sent", "received", "lost", "duplicated", "split")
     ]
     broken = "".join(f"\n  does not hold: {what}" for what in line.broken)
-    return f"{line.scenario:<25} {'  '.join(numbers)}  {line.remark}{broken}"
+    return f"{line.scenario:<25} {'  '.join(numbers)}  {line.remark} ({line.seconds:g} s){broken}"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 FIRST_SOURCE = IPv4Address("127.0.0.2")
 """The address of the publisher's source 0; the others follow."""
 RCVBUF = "64M"
+KEPT_SOCKETS = 64
 CAPACITY = 1 << 17
 """Datagrams of one source that the ledger has room for."""
 
@@ -132,6 +135,24 @@ class Arena:
         await served.until_said("ready")
         return served
 
+    def command(self, *arguments: str, app: str = "Marking") -> list[str]:
+        """The command line of a collector that somebody else starts."""
+        return [sys.executable, "-m", "aiolb", "serve", f"chaos.collectors:{app}", "--rcvbuf", RCVBUF, *arguments]
+
+    async def manager(self, command: Sequence[str]) -> Any:
+        """A service manager that keeps sockets, and under which the command is ready."""
+        # It is the tests', whose types are not checked.
+        stand_in = import_module("tests.service_manager")
+        manager = await self._stack.enter_async_context(stand_in.ServiceManager(store=KEPT_SOCKETS))
+        await self.start_again(manager, command)
+        return manager
+
+    @staticmethod
+    async def start_again(manager: Any, command: Sequence[str]) -> None:
+        """Let the service manager start the command, with the sockets that it keeps, and wait until it is ready."""
+        await manager.start(*command, stderr=asyncio.subprocess.DEVNULL)
+        await manager.told("READY=1")
+
     async def _serve(self, app: str, *arguments: str) -> Served:
         report = self._folder / f"report-{next(self._numbers)}.json"
         # The last one of an option counts.
@@ -150,7 +171,7 @@ class Arena:
         self._publisher = await self._stack.enter_async_context(Publisher(address, **settings))
         self._sending = asyncio.create_task(self._publisher.run())
         self._stack.push_async_callback(self.stop_publishing)
-        await self.handled(dict.fromkeys(range(self.load.sources), 1))
+        await self.all_get_through()
 
     @property
     def sent(self) -> dict[int, int]:
@@ -174,6 +195,10 @@ class Arena:
         """Wait until of each source the last one of these was handled; by default of what is sent by now."""
         sent = self.sent if sent is None else sent
         await until(lambda: self.ledger.has_reached(sent), "what was sent is handled")
+
+    async def all_get_through(self) -> None:
+        """Wait until of each source something was handled that was sent after now."""
+        await self.handled({source: sent + 1 for source, sent in self.sent.items()})
 
     async def stop_publishing(self) -> None:
         """Send no more. Idempotent."""

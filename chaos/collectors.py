@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ class Marking(Collector):
             return None
         self._pen.mark(stamp, time.time_ns())
         return stamp
+
+
+class Mortal(Marking):
+    """Kills itself in a handler when it was sentenced, as a crash of the handler would."""
+
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Mark it, and die if it must be."""
+        self.mark(datagram)
+        if self._ledger.sentenced == self._pen.number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Raising(Marking):

@@ -12,7 +12,7 @@ from chaos.findings import Findings
 
 P99_LIMIT = 50_000
 """Microseconds that others than the source whose handler waits may have to wait."""
-SMALL_RCVBUF = "64K"
+SMALL_RCVBUF, SMALL_BACKLOG = "64K", "64"
 TRAIN = 8
 SOAK_DATAGRAMS = 10_000_000
 SOAK_SECONDS = 600.0
@@ -75,7 +75,7 @@ async def overload_trains(arena: Arena) -> Verdict:
 
 
 async def _overload(arena: Arena, gso: str | int) -> Verdict:
-    supervisor = await arena.supervisor("--rcvbuf", SMALL_RCVBUF, app="Slow")
+    supervisor = await arena.supervisor("--rcvbuf", SMALL_RCVBUF, "--backlog", SMALL_BACKLOG, app="Slow")
     rate = max(arena.load.rate, 10_000.0)
     await arena.publish(await supervisor.address("supervising"), rate=rate, gso=gso)
     await arena.sends(rate * arena.choose(long=10.0, short=0.5))

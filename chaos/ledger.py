@@ -20,15 +20,15 @@ from typing import Literal, Self
 from aiolb.stamp import Stamp
 
 HEADER = mmap.PAGESIZE
-"""Bytes before everything else: sources, capacity, processes."""
+"""Bytes before everything else: sources, capacity, processes, the number of the sentenced one."""
 MAX_PROCESSES = 4096
 """Processes that may enrol in one run."""
 MAX_LATENCY = (1 << 32) - 1
 """Microseconds; a longer latency counts as this one."""
 
-_HEADER = struct.Struct("=3Q")
-_NEXT = struct.Struct("=Q")
-_NEXT_OFFSET = 16
+_HEADER = struct.Struct("=4Q")
+_NUMBER = struct.Struct("=Q")
+_NEXT_OFFSET, _SENTENCED_OFFSET = 16, 24
 _MEMBER, _PID, _HANDLED, _DUPLICATED, _REORDERED, _STRAY = range(6)
 _COUNTERS = 8
 
@@ -60,7 +60,7 @@ class Ledger:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._map = mmap.mmap(descriptor, 0)
-        self.sources, self.capacity, _ = _HEADER.unpack_from(self._map)
+        self.sources, self.capacity, *_ = _HEADER.unpack_from(self._map)
         whole, at = memoryview(self._map), HEADER
         parts: list[memoryview] = []
         for size, code in _parts(self.sources, self.capacity):
@@ -72,7 +72,7 @@ class Ledger:
     def create(cls, path: Path, *, sources: int, capacity: int) -> Self:
         """Make an empty one."""
         with path.open("xb") as file:
-            file.write(_HEADER.pack(sources, capacity, 0))
+            file.write(_HEADER.pack(sources, capacity, 0, 0))
             file.truncate(HEADER + sum(size for size, _ in _parts(sources, capacity)))
         return cls.open(path)
 
@@ -103,22 +103,32 @@ class Ledger:
         """A line for this process, which handles the datagrams of ``member``."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         try:
-            (before,) = _NEXT.unpack_from(self._map, _NEXT_OFFSET)
+            (before,) = _NUMBER.unpack_from(self._map, _NEXT_OFFSET)
             if before == MAX_PROCESSES:
                 raise RuntimeError(f"the ledger has lines for {MAX_PROCESSES} processes")
-            _NEXT.pack_into(self._map, _NEXT_OFFSET, before + 1)
+            _NUMBER.pack_into(self._map, _NEXT_OFFSET, before + 1)
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         line = self._lines[before * _COUNTERS : (before + 1) * _COUNTERS]
         line[_MEMBER], line[_PID] = member, os.getpid()
         return Pen(before + 1, line, (self._next_of, self._marks, self._latencies), self.capacity)
 
+    def sentence(self, number: int) -> None:
+        """Let a process, if its collector obeys, kill itself with the next datagram that it handles."""
+        _NUMBER.pack_into(self._map, _SENTENCED_OFFSET, number)
+
     # Reading
+
+    @property
+    def sentenced(self) -> int:
+        """The process that was sentenced last; 0 is none."""
+        (number,) = _NUMBER.unpack_from(self._map, _SENTENCED_OFFSET)
+        return int(number)
 
     @property
     def processes(self) -> list[Process]:
         """The processes that enrolled, numbered from 1 in this order."""
-        (number,) = _NEXT.unpack_from(self._map, _NEXT_OFFSET)
+        (number,) = _NUMBER.unpack_from(self._map, _NEXT_OFFSET)
         lines = [self._lines[n * _COUNTERS : n * _COUNTERS + _STRAY + 1].tolist() for n in range(number)]
         return [Process(n, *line) for n, line in enumerate(lines, 1)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ SCENARIOS: Mapping[str, Callable[[Arena], Awaitable[Verdict]]] = {
     "killed-members": deaths.killed_members,
     "broken-worker": deaths.broken_worker,
     "killed-supervisor": deaths.killed_supervisor,
+    "kept-sockets": deaths.kept_sockets,
     "raising": handlers.raising,
     "blocking": handlers.blocking,
     "overload": handlers.overload,
@@ -44,16 +46,19 @@ class Line:
     split: int | None
     remark: str
     broken: tuple[str, ...]
+    seconds: float
 
 
 async def run(name: str, folder: Path, *, short: bool, seed: int) -> Line:
     """Run a scenario, with its files in a new folder inside of this one."""
+    started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(dir=folder) as inside:
             async with Arena(Path(inside), short=short, seed=seed) as arena:
                 verdict = await SCENARIOS[name](arena)
-    except (AiolbError, TimeoutError, OSError) as error:
-        return Line(name, None, None, None, None, None, "", (f"{type(error).__name__}: {error}", *_left()))
+    except (AiolbError, AssertionError, TimeoutError, OSError) as error:
+        what = f"{type(error).__name__}: {error}"
+        return Line(name, None, None, None, None, None, "", (what, *_left()), _since(started))
     found = verdict.findings
     return Line(
         name,
@@ -64,7 +69,12 @@ async def run(name: str, folder: Path, *, short: bool, seed: int) -> Line:
         verdict.split,
         verdict.remark,
         (*verdict.broken, *_left()),
+        _since(started),
     )
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)
 
 
 def _left() -> list[str]:
