@@ -18,6 +18,7 @@ from aiolb.listener import Listener
 from aiolb.protocol import Application
 from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.stats import CollectorStatistics
+from aiolb.systemd import ServiceManager
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -56,14 +57,17 @@ class Server:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
 
         Raises what ``start()`` raises. A second SIGINT gives up what is still being handled. SIGUSR1 reopens the log
-        file, unless the user's own code handles it.
+        file, unless the user's own code handles it. The service manager is told of the states (sd_notify(3)).
         """
         logs.MEMBER.set(self.member)
+        manager = ServiceManager.from_environment()
         with signals.captured(self._signalled), reopening_log():
             try:
                 await run_until(self._stopping, self.start())
-                await run_until(self._stopping, self.watch())
+                manager.ready()
+                await run_until(self._stopping, self.watch(manager))
             finally:
+                manager.stopping()
                 await self.stop()
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -114,11 +118,13 @@ class Server:
         self.member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
         _log.info("ready", balancer=first.balancer, pid=os.getpid())
 
-    async def watch(self) -> None:
-        """Look after the listeners; returns when a place was taken over."""
+    async def watch(self, manager: ServiceManager | None = None) -> None:
+        """Look after the listeners, and tell the service manager so; returns when a place was taken over."""
         clock = asyncio.get_running_loop().time
         # Maps tell nobody when they change, so there is no event to wait for.
-        while not [listener for listener in self.listeners if listener.watch(clock())]:  # noqa: ASYNC110
+        while not [listener for listener in self.listeners if listener.watch(clock())]:
+            if manager is not None:
+                manager.keep_alive(clock(), every=WATCH_INTERVAL)
             await asyncio.sleep(WATCH_INTERVAL)
         _log.info("displaced")
 

@@ -75,7 +75,6 @@ class Supervisor:
         self._policy = policy
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
-        self._watchdog_due = 0.0
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
         self._ended: list[SupervisedMember] = []
@@ -271,17 +270,11 @@ class Supervisor:
                 for keeper in self._keepers.values():
                     if keeper.done():
                         keeper.result()
-                self._feed_watchdog()
+                if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
+                    self._manager.status(self._status())
                 await asyncio.sleep(WATCH_INTERVAL)
         finally:
             self._stopping.set()
-
-    def _feed_watchdog(self) -> None:
-        now, interval = time.monotonic(), self._manager.watchdog_interval
-        if interval is not None and now >= self._watchdog_due:
-            self._watchdog_due = now + interval - WATCH_INTERVAL
-            self._manager.watchdog()
-            self._manager.status(self._status())
 
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)

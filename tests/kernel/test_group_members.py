@@ -451,6 +451,16 @@ def test_a_takeover_with_another_count(joining, former, count):
     assert max(shares) - min(shares) <= 1
 
 
+def test_a_takeover_with_a_given_socket(joining):
+    """A given socket that has its place already does not wait; the others take theirs over in their turn."""
+    old = joining(3)
+    new = joining(3, given={1: old[1].sock.dup()}, takeover=True)
+    assert new.waiting == {0, 2}
+    assert [new.take_over(index) for index in range(3)] == [True, False, True]
+    assert [joined.place.displaced for joined in old] == [True, False, True]
+    assert cookies(new) == own_cookies(new)
+
+
 def test_a_takeover_of_nobody(joining):
     """Where no member is alive there is nothing to wait for."""
     joining(2).close()
