@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiolb.bpf.group import Group
 from aiolb.publisher import Publisher
-from chaos.collectors import BROKEN, LEDGER
+from chaos.behaviour import BROKEN, LEDGER
 from chaos.findings import Findings
 from chaos.ledger import Ledger, Process
 from chaos.processes import ScenarioError, Served, until

@@ -14,21 +14,17 @@ from typing import Any
 from aiolb import Collector
 from aiolb.errors import WireError
 from aiolb.stamp import Stamp, stamp_from_wire
+from chaos.behaviour import (
+    BLOCKS_EVERY,
+    BLOCKS_FOR,
+    BROKEN,
+    BROKEN_MEMBER,
+    BROKEN_STATUS,
+    LEDGER,
+    RAISES_EVERY,
+    SLOW_FOR,
+)
 from chaos.ledger import Ledger
-
-LEDGER = "AIOLB_CHAOS_LEDGER"
-"""The environment variable that holds the path of the ledger."""
-BROKEN = "AIOLB_CHAOS_BROKEN"
-"""The environment variable that holds the path of a file: while it is there, workers of member 1 exit at once."""
-
-RAISES_EVERY = 7
-BLOCKS_FOR = 1.0
-"""Seconds for which a handler of source 0 waits."""
-BLOCKS_EVERY = 500
-SLOW_FOR = 0.001
-"""Seconds that each handler of the slow collector keeps the process busy."""
-BROKEN_MEMBER = 1
-BROKEN_STATUS = 7
 
 
 class Marking(Collector):

@@ -11,7 +11,7 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.hashing import choose
 from chaos.arena import Arena, Verdict, address_of
-from chaos.collectors import BROKEN_MEMBER
+from chaos.behaviour import BROKEN_MEMBER
 from chaos.findings import Findings
 from chaos.ledger import Process
 from chaos.processes import until
@@ -24,7 +24,7 @@ NO_LIMIT = ("--restart-limit", "1000/60")
 
 async def killed_workers(arena: Arena) -> Verdict:
     """Random workers are killed (SIGKILL), every other one amid a full batch; others go on with their sockets."""
-    times = arena.choose(long=50, short=4)
+    times = arena.choose(long=50, short=2)
     supervisor = await arena.supervisor(*NO_LIMIT, app="Mortal")
     # Single datagrams: then a batch of messages is one of datagrams.
     await arena.publish(await supervisor.address("supervising"), gso="off")

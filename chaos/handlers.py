@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from chaos.arena import Arena, Verdict
-from chaos.collectors import BLOCKS_EVERY, BLOCKS_FOR, RAISES_EVERY
+from chaos.behaviour import BLOCKS_EVERY, BLOCKS_FOR, RAISES_EVERY
 from chaos.findings import Findings
 
 P99_LIMIT = 50_000

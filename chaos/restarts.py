@@ -69,18 +69,19 @@ async def takeovers(arena: Arena) -> Verdict:
     return verdict
 
 
-COUNTS = (4, 5, 6, 5, 4, 3, 2, 3)
+COUNTS, SHORT_COUNTS = (4, 5, 6, 5, 4, 3, 2, 3), (4, 3, 2, 3)
 """Members after each signal."""
 
 
 async def resizing(arena: Arena) -> Verdict:
     """More members and fewer (SIGTTIN, SIGTTOU): 3 to 6 to 2 to 3."""
+    counts = arena.choose(long=COUNTS, short=SHORT_COUNTS)
     supervisor = await arena.supervisor()
     address = await supervisor.address("supervising")
     await arena.publish(address)
     with arena.group(address) as group:
         seed, tables = group.config.seed, [group.slots]
-        for n, (before, now) in enumerate(pairwise((MEMBERS, *COUNTS)), 1):
+        for n, (before, now) in enumerate(pairwise((MEMBERS, *counts)), 1):
             supervisor.signal(signal.SIGTTIN if now > before else signal.SIGTTOU)
             await supervisor.until(lambda n=n: _resized(supervisor.said) == n, f"{now} members")  # type: ignore[misc]
             tables.append(group.slots)
@@ -92,12 +93,12 @@ async def resizing(arena: Arena) -> Verdict:
     movers = frozenset(source for source, members in owners.items() if len(set(members)) > 1)
     moved = sum(_moved(*pair) for pair in pairwise(tables))
     verdict = arena.verdict(
-        f"{MEMBERS}→{'→'.join(map(str, COUNTS))} members; {moved:,} slots moved, "
+        f"{MEMBERS}→{'→'.join(map(str, counts))} members; {moved:,} slots moved, "
         f"and {len(movers)} of {arena.load.sources} sources with them",
         expected_split=movers,
     )
     verdict.require_nothing_lost()
-    for old, new, now in zip(tables, tables[1:], COUNTS, strict=False):
+    for old, new, now in zip(tables, tables[1:], counts, strict=False):
         plan = dict(enumerate(old)) | slots.resize(old, now)
         verdict.require(list(plan.values()) == new, f"the slots for {now} members are not where the plan has them")
         verdict.require_none(f"slots moved without need for {now} members", _moved(old, new) - _due(old, new))
