@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb.errors import StartError
-from aiolb.restarts import RestartPolicy, Restarts
+from aiolb.errors import ConfigurationError, StartError
+from aiolb.restarts import DAY, RestartPolicy, Restarts
 
 if TYPE_CHECKING:
     from aiolb.places import Places
@@ -24,17 +24,27 @@ ABORT_TIMEOUT = 5.0
 """Seconds from SIGABRT, which dumps the tracebacks of a hung worker, to SIGKILL."""
 MARGIN = 10.0
 """Seconds beyond the graceful timeout that a worker has to end before it is killed."""
+GIVE_UP_TIMEOUT = 7.0
+"""Seconds that a worker has to end when it waits for no handler: more than one that is cancelled has to clean up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPolicy:
-    """How long a worker may take, in seconds, and when it is replaced."""
+    """How long a worker may take, in seconds, and when it is replaced.
+
+    Timeouts are above 0, but for the graceful one, and at most a day. Raises ConfigurationError for anything else.
+    """
 
     start_timeout: float = 60.0
     worker_timeout: float = 30.0
     graceful_timeout: float = 30.0
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     recycle: RecyclePolicy | None = None
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("start", self.start_timeout), ("worker", self.worker_timeout)):
+            if not 0 < seconds <= DAY:
+                raise ConfigurationError(f"the {name} timeout is above 0 and at most {DAY:,} seconds, not {seconds:g}")
 
 
 class SupervisedMember:
@@ -71,6 +81,7 @@ class SupervisedMember:
         self._steady = asyncio.Event()
         self._living: set[WorkerProcess] = set()
         self._aborts: set[asyncio.Task[None]] = set()
+        self._given_up: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger().bind(index=places.index)
 
     @property
@@ -245,9 +256,10 @@ class SupervisedMember:
             worker.order(name, **content)
 
     def give_up(self) -> None:
-        """Retire, and let no worker wait for its handlers."""
+        """Retire, and let no worker wait for its handlers; one that hangs is killed soon."""
         self.retire()
         self.order("give_up")
+        self._given_up += [asyncio.create_task(worker.end(within=GIVE_UP_TIMEOUT)) for worker in self._living]
 
     async def end(self, order: str) -> None:
         """Retire, and end the worker by ``drain`` or ``hand_over``; returns when no process is left."""
@@ -256,6 +268,7 @@ class SupervisedMember:
             for worker in list(self._living):
                 worker.order(order)
                 await self._end(worker, within=self._policy.graceful_timeout + MARGIN)
+        await asyncio.gather(*self._given_up)
 
 
 async def _wait(work: Awaitable[Any], unless: asyncio.Event, *, seconds: float | None = None) -> None:
