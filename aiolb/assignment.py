@@ -17,9 +17,9 @@ _SETTINGS = ("rcvbuf", "graceful_timeout", "concurrency", "backlog", "loop")
 class Assignment:
     """One worker's work; it travels as an argument of the worker's command line.
 
-    ``sockets``: address and descriptor of each bound socket. ``kept``: a service manager keeps the sockets too, so
-    that their queues outlive the supervisor. ``beat``: seconds between two signs of life. ``log``: the arguments of
-    :func:`aiolb.logs.configure`.
+    ``sockets``: address and descriptor of each bound socket. ``user``: whom to run as. ``kept``: a service manager
+    keeps the sockets too, so that their queues outlive the supervisor. ``beat``: seconds between two signs of life.
+    ``log``: the arguments of :func:`aiolb.logs.configure`.
     """
 
     app: str
@@ -27,6 +27,7 @@ class Assignment:
     count: int
     balancer: str
     sockets: tuple[tuple[str, int], ...]
+    user: str | None = None
     kept: bool = False
     beat: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)

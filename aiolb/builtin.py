@@ -71,6 +71,10 @@ class Verify(Collector):
     def __init__(self) -> None:
         self._verifier = Verifier()
 
+    async def startup(self) -> None:
+        """Say in the report which member this is."""
+        self._verifier.member = self.statistics().index
+
     async def handle(self, datagram: bytes, addr: Any) -> None:
         """Record the stamp; a datagram without one is counted apart."""
         self._verifier.record(datagram, addr, time.time_ns())

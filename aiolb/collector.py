@@ -6,9 +6,10 @@ import asyncio
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from aiolb import logs, loops, sockets
+from aiolb import logs, loops, privileges, sockets
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT
@@ -107,14 +108,21 @@ class Collector:
         await Server(make(cls), config).serve()
 
     @classmethod
-    def run(cls, *, log_format: str = "console", log_level: str = "info", **settings: Any) -> None:
+    def run(
+        cls,
+        *,
+        log_format: str = "console",
+        log_level: str = "info",
+        log_file: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
         """Serve until SIGTERM, SIGINT, a takeover or ``stop()``; returns after a graceful stop.
 
         ``settings`` are the fields of :class:`aiolb.config.ServeConfig`; ``bind`` may be text, ``HOST:PORT``, or
-        several of them. Log events go to standard error. Raises ConfigurationError for settings or a class that
-        cannot work, StartError when the start failed.
+        several of them. Log events go to standard error, or are appended to ``log_file``, which SIGUSR1 reopens.
+        Raises ConfigurationError for settings or a class that cannot work, StartError when the start failed.
         """
-        logs.configure(log_format, log_level)
+        logs.configure(log_format, log_level, file=log_file, owner=privileges.owner(settings.get("user")))
         config = _configure(cls, settings)
         with loops.runner(config.loop) as runner:
             runner.run(Server(make(cls), config).serve())

@@ -1,4 +1,4 @@
-"""Users to run as: read from text, taken on by this process for good, or given to child processes."""
+"""Users to run as: read from text, and taken on by this process for good."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pwd
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from aiolb.errors import ConfigurationError, KernelError, PrivilegeError, StartError
 
@@ -35,14 +34,6 @@ class Identity:
             and os.getresgid() == (self.gid,) * 3
             and {*os.getgroups(), self.gid} == {*self.groups, self.gid}
         )
-
-
-class PopenArguments(TypedDict, total=False):
-    """Arguments of :class:`subprocess.Popen` and of asyncio's subprocesses."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
 
 
 def parse(text: str) -> Identity:
@@ -103,6 +94,17 @@ def _number(text: str) -> int | None:
     return int(text) if int(text) <= _MAX_ID else None
 
 
+def owner(text: str | None) -> tuple[int, int] | None:
+    """The uid and gid that ``text`` means, for files that this user is to write to; None for no user.
+
+    Raises what ``parse`` does.
+    """
+    if text is None:
+        return None
+    identity = parse(text)
+    return identity.uid, identity.gid
+
+
 def drop(identity: Identity) -> None:
     """Make this process, with all its threads, run as ``identity`` for good.
 
@@ -111,7 +113,7 @@ def drop(identity: Identity) -> None:
     may not do so, KernelError, and StartError when something is left; the process must end then, as half of it may
     be done.
     """
-    _check_may_switch(identity)
+    check_may_switch(identity)
     if not identity.current:
         try:
             os.setgroups(identity.groups)
@@ -124,19 +126,8 @@ def drop(identity: Identity) -> None:
     _check_no_way_back(identity)
 
 
-def popen_arguments(identity: Identity) -> PopenArguments:
-    """What makes a child process run as ``identity``; nothing where this process does already.
-
-    Raises PrivilegeError when this process may not start such a child, StartError when one would keep capabilities.
-    """
-    _check_may_switch(identity)
-    if identity.current:
-        _check_none_kept(identity, ["CapAmb"])
-        return {}
-    return {"user": identity.uid, "group": identity.gid, "extra_groups": list(identity.groups)}
-
-
-def _check_may_switch(identity: Identity) -> None:
+def check_may_switch(identity: Identity) -> None:
+    """Raise PrivilegeError if this process, or a child of it, may not become ``identity``."""
     # Another user with CAP_SETUID could switch too, but would keep that capability and all others: the kernel clears
     # them only on the way from root.
     may = os.geteuid() == 0 and _capabilities()["CapEff"] & _SWITCH == _SWITCH

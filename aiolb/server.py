@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -18,9 +18,10 @@ from aiolb.listener import Listener
 from aiolb.protocol import Application
 from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.stats import CollectorStatistics
+from aiolb.systemd import ServiceManager
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from aiolb.address import Address
 
@@ -55,14 +56,18 @@ class Server:
     async def serve(self) -> None:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
 
-        Raises what ``start()`` raises. A second SIGINT gives up what is still being handled.
+        Raises what ``start()`` raises. A second SIGINT gives up what is still being handled. SIGUSR1 reopens the log
+        file, unless the user's own code handles it. The service manager is told of the states (sd_notify(3)).
         """
         logs.MEMBER.set(self.member)
-        with signals.captured(self._signalled):
+        manager = ServiceManager.from_environment()
+        with signals.captured(self._signalled), reopening_log():
             try:
                 await run_until(self._stopping, self.start())
-                await run_until(self._stopping, self.watch())
+                manager.ready()
+                await run_until(self._stopping, self.watch(manager))
             finally:
+                manager.stopping()
                 await self.stop()
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -113,11 +118,13 @@ class Server:
         self.member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
         _log.info("ready", balancer=first.balancer, pid=os.getpid())
 
-    async def watch(self) -> None:
-        """Look after the listeners; returns when a place was taken over."""
+    async def watch(self, manager: ServiceManager | None = None) -> None:
+        """Look after the listeners, and tell the service manager so; returns when a place was taken over."""
         clock = asyncio.get_running_loop().time
         # Maps tell nobody when they change, so there is no event to wait for.
-        while not [listener for listener in self.listeners if listener.watch(clock())]:  # noqa: ASYNC110
+        while not [listener for listener in self.listeners if listener.watch(clock())]:
+            if manager is not None:
+                manager.keep_alive(clock(), every=WATCH_INTERVAL)
             await asyncio.sleep(WATCH_INTERVAL)
         _log.info("displaced")
 
@@ -199,6 +206,19 @@ class Server:
         _log.info("stopped", **{name: statistics[name] for name in TOLD})
         if self.config.report is not None:
             write_report(self.config.report, self.report())
+
+
+@contextmanager
+def reopening_log() -> Iterator[None]:
+    """Reopen the log file for each SIGUSR1 inside the block, unless the user's own code handles that signal."""
+
+    def reopen(number: signal.Signals) -> None:
+        _log.info("signal", name=number.name)
+        logs.reopen()
+
+    numbers = () if signals.is_users(signal.SIGUSR1) else (signal.SIGUSR1,)
+    with signals.captured(reopen, numbers):
+        yield
 
 
 def _text(addresses: Iterable[Address]) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +55,14 @@ def captured(callback: _Callback, numbers: Iterable[signal.Signals] = STOP_SIGNA
         missed = [number for number in numbers if _release(loop, number, callback)]
     for number in missed:
         signal.raise_signal(number)
+
+
+def is_users(number: signal.Signals) -> bool:
+    """Whether something else than a block of ``captured`` handles the signal: Python or C code, e.g. faulthandler."""
+    # getsignal() knows nothing of what faulthandler.register() did; SigCgt is the kernel's own list (proc(5)).
+    status = Path("/proc/self/status").read_text()
+    handled = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
+    return number not in _CAUGHT and bool(handled >> (number - 1) & 1)
 
 
 def _catch(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: _Callback) -> None:

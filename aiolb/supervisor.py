@@ -30,7 +30,6 @@ WATCH_INTERVAL = 0.25
 BEATS = 4
 """Signs of life that a worker has to miss before it counts as hung."""
 
-_NO_SUMS = ("index", "count", "pid")
 _SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -73,10 +72,8 @@ class Supervisor:
         self._target = target
         self._config = config
         self._policy = policy
-        self._identity = None if config.user is None else privileges.parse(config.user)
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
-        self._watchdog_due = 0.0
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
         self._ended: list[SupervisedMember] = []
@@ -92,6 +89,8 @@ class Supervisor:
         said = {"bind": _text(self._config.bind)}
         logs.MEMBER.set(said)
         check_writable(self._config.report)
+        if self._config.user is not None:
+            privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
             said["bind"] = _text(self._places.addresses)
@@ -102,6 +101,13 @@ class Supervisor:
                 await self._supervise()
             finally:
                 await self._stop()
+
+    def restart(self) -> None:
+        """Replace all workers, one at a time, as SIGHUP does; a new one that fails leaves the old ones at work.
+
+        Call it in the loop's thread. Asked for during a restart, it is done once more after that one.
+        """
+        self._request(self._roll, again=False)
 
     # Starting
 
@@ -138,15 +144,17 @@ class Supervisor:
                 count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                user=self._config.user,
                 kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,
                 settings=Assignment.settings_of(self._config),
                 log=self._target.log,
             )
-            identity = None if self._identity is None else privileges.popen_arguments(self._identity)
-            return await WorkerProcess.start(self._target.command, assignment, identity=identity)
+            return await WorkerProcess.start(self._target.command, assignment)
 
-        return SupervisedMember(places, start, self._policy, self._stopping)
+        member = SupervisedMember(places, start, self._policy, self._stopping)
+        member.keeps_reports = self._config.report is not None
+        return member
 
     def _keep(self, member: SupervisedMember) -> None:
         self._keepers[member] = asyncio.create_task(member.keep())
@@ -198,11 +206,11 @@ class Supervisor:
         receiving = sum(member.receiving for member in self._members)
         return f"{receiving} of {len(self._members)} workers receive at {_text(self._places.addresses)}"
 
-    async def _recycle(self) -> None:
+    async def _replace_due(self) -> None:
         """Replace the workers that are due, one at a time."""
         for member in list(self._members):
-            if member.recycle_due() and not self._stopping.is_set():
-                await member.replace("recycle")
+            if not self._stopping.is_set() and (reason := member.due()) is not None:
+                await member.replace(reason)
 
     async def _grow(self) -> None:
         """Add a member: its worker first, then its share of the slots."""
@@ -258,22 +266,16 @@ class Supervisor:
                         member.watch()
                 if not self._members:
                     return
-                if any(member.recycle_due() for member in self._members):
-                    self._request(self._recycle, again=False)
+                if any(member.due() for member in self._members):
+                    self._request(self._replace_due, again=False)
                 for keeper in self._keepers.values():
                     if keeper.done():
                         keeper.result()
-                self._feed_watchdog()
+                if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
+                    self._manager.status(self._status())
                 await asyncio.sleep(WATCH_INTERVAL)
         finally:
             self._stopping.set()
-
-    def _feed_watchdog(self) -> None:
-        now, interval = time.monotonic(), self._manager.watchdog_interval
-        if interval is not None and now >= self._watchdog_due:
-            self._watchdog_due = now + interval - WATCH_INTERVAL
-            self._manager.watchdog()
-            self._manager.status(self._status())
 
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)
@@ -284,7 +286,7 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stopping.set()
         elif number == signal.SIGHUP:
-            self._request(self._roll, again=False)
+            self.restart()
         elif number == signal.SIGTTIN:
             self._request(self._grow)
         elif number == signal.SIGTTOU:
@@ -336,15 +338,12 @@ class Supervisor:
 
 
 def _report_of(member: SupervisedMember) -> dict[str, Any]:
-    sums: Counter[str] = Counter()
-    for report in member.reports:
-        sums.update({name: value for name, value in report.items() if isinstance(value, int) and name not in _NO_SUMS})
     return {
         "index": member.index,
         "workers": member.workers,
         "killed": member.killed,
-        **sums,
-        "collector": [report["collector"] for report in member.reports],
+        **member.sums,
+        "collector": member.collectors,
     }
 
 

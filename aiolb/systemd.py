@@ -7,6 +7,7 @@ too, but binds the C library libsystemd; the libraries without it (sdnotify) sen
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import socket
 import time
@@ -57,6 +58,7 @@ class ServiceManager:
         self.capacity = capacity if address is not None else 0
         self._names: set[str] = set()
         self._lost = False
+        self._due = -math.inf
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Self:
@@ -104,6 +106,14 @@ class ServiceManager:
         """Say that this process works: every ``watchdog_interval`` seconds, where the manager watches."""
         if self.watchdog_interval is not None:
             self._send("WATCHDOG=1")
+
+    def keep_alive(self, now: float, *, every: float) -> bool:
+        """Say ``watchdog()`` if that is due by the monotonic clock ``now``; to be called ``every`` seconds."""
+        if self.watchdog_interval is None or now < self._due:
+            return False
+        self._due = now + max(self.watchdog_interval - every, 0)
+        self.watchdog()
+        return True
 
     def keep(self, name: str, sock: socket.socket) -> bool:
         """Let the manager keep ``sock`` under ``name`` over the death of this process; whether it was asked to.

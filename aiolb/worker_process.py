@@ -37,19 +37,16 @@ class WorkerProcess:
         self.started = self.last_sign = time.monotonic()
         self.counters: Mapping[str, int] = {}
         """The datagrams of its last sign of life: received, handled, errors, abandoned."""
+        self.asks_to_end = False
+        """Whether somebody told the worker itself to end."""
         self.limit: RecycleLimit | None = None
         """When it is to be replaced; its supervisor's to set."""
         self.report: Mapping[str, Any] | None = None
         """Its final report; None until it has ended, and for one that was killed."""
 
     @classmethod
-    async def start(
-        cls, command: Sequence[str], assignment: Assignment, *, identity: Mapping[str, Any] | None = None
-    ) -> Self:
-        """Run ``command`` with the number of its channel and the assignment as further arguments.
-
-        ``identity``: arguments of :class:`subprocess.Popen` that say as whom. Raises StartError.
-        """
+    async def start(cls, command: Sequence[str], assignment: Assignment) -> Self:
+        """Run ``command`` with the number of its channel and the assignment as further arguments. Raises StartError."""
         ours, theirs = socket.socketpair()
         with theirs:
             descriptors = [theirs.fileno(), *(number for _, number in assignment.sockets)]
@@ -62,7 +59,6 @@ class WorkerProcess:
                     pass_fds=descriptors,
                     # A session of its own: Ctrl-C is for the supervisor, which then stops its workers.
                     start_new_session=True,
-                    **(identity or {}),
                 )
             except OSError as error:
                 ours.close()
@@ -131,6 +127,8 @@ class WorkerProcess:
             name = content.pop("name")
             if name == "beat":
                 self.counters = content
+            elif name == "asks_to_end":
+                self.asks_to_end = True
             elif name == "ended":
                 self.report = content["report"]
             if name in self._milestones:

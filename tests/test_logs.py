@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from aiolb import logs
+from aiolb.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +167,140 @@ def test_logging_that_was_set_up_before():
     lines = others("json", source).splitlines()
     assert lines[0] == "mine it said no"
     assert any("RuntimeWarning" in line for line in lines)
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Where the log file is; it is closed after the test."""
+    yield tmp_path / "aiolb.log"
+    logs.configure()
+
+
+def events_in(path):
+    """The events in a log file, without their time."""
+    return [{**json.loads(line), "timestamp": None} for line in path.read_text().splitlines()]
+
+
+def names_in(path):
+    """The names of the events in a log file."""
+    return [event["event"] for event in events_in(path)]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_file(log, capsys):
+    """Events go to the end of the file, and nothing to standard error."""
+    log.write_text('{"event": "before"}\n')
+    logs.configure("json", file=log)
+    structlog.get_logger().info("ready", pid=5)
+    assert events_in(log)[1:] == [{"timestamp": None, "event": "ready", "pid": 5, "level": "info"}]
+    logs.configure()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_for_people(log):
+    """A file gets no colours, and may be named by a text."""
+    logs.configure(file=str(log))
+    structlog.get_logger().info("ready", pid=5)
+    assert log.read_text()[19:] == " [info     ] ready            pid=5\n"
+
+
+def test_one_write_for_each_event(log, monkeypatch):
+    """A line is one write(2), also one with a traceback for people, so that those of several processes do not mix."""
+    logs.configure(file=log)
+    written = []
+    monkeypatch.setattr(os, "write", lambda _descriptor, data: written.append(data) or len(data))
+    structlog.get_logger().info("ready")
+    try:
+        int("no")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    monkeypatch.undo()
+    assert [data.split()[4] for data in written] == [b"ready", b"failed"]
+    assert all(data.endswith(b"\n") for data in written)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_reopen(log):
+    """After the file was moved, events go to a new one of its name, from the loggers that there were before too."""
+    logs.configure("json", file=log)
+    logger = structlog.get_logger().bind(mine=True)
+    logger.info("one")
+    moved = log.rename(f"{log}.1")
+    logs.reopen()
+    logger.info("two")
+    assert names_in(moved) == ["one"]
+    assert names_in(log) == ["log_reopened", "two"]
+    assert events_in(log)[0]["file"] == str(log)
+    logs.configure()
+
+
+MOVED = """
+import logging, pathlib, sys
+from aiolb import logs
+file = pathlib.Path(sys.argv[2])
+logs.configure(sys.argv[1], file=file)
+logging.getLogger("some.library").error("one")
+file.rename(f"{file}.1")
+logs.reopen()
+logging.getLogger("some.library").error("two")
+logs.configure(sys.argv[1])
+logging.getLogger("some.library").error("three")
+"""
+
+
+def test_a_file_of_others(log):
+    """What others log is in the file too, in the new one after it was reopened, until there is another output."""
+    done = subprocess.run([sys.executable, "-c", MOVED, "json", log], capture_output=True, check=True, timeout=20)
+    assert names_in(log.with_name("aiolb.log.1")) == ["one"]
+    assert names_in(log) == ["log_reopened", "two"]
+    assert json.loads(done.stderr)["event"] == "three"
+
+
+def test_reopen_fails(tmp_path):
+    """When the file cannot be opened again, the old one goes on and says why."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    logs.configure("json", file=folder / "aiolb.log")
+    folder = folder.rename(tmp_path / "moved")
+    logs.reopen()
+    structlog.get_logger().info("on")
+    logs.configure()
+    failed, on = events_in(folder / "aiolb.log")
+    assert (failed["event"], failed["level"]) == ("log_reopen_failed", "error")
+    assert (failed["reason"], failed["file"]) == ("No such file or directory", str(tmp_path / "folder" / "aiolb.log"))
+    assert on["event"] == "on"
+
+
+def test_reopen_without_a_file():
+    """On a stream there is nothing to reopen."""
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    logs.reopen()
+    assert stream.getvalue() == ""
+
+
+def test_a_file_that_cannot_be_opened(tmp_path):
+    """A file that cannot be opened is told, and the log stays where it was."""
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    with pytest.raises(ConfigurationError, match="cannot be opened: No such file or directory"):
+        logs.configure(file=tmp_path / "missing" / "aiolb.log")
+    structlog.get_logger().info("here")
+    assert json.loads(stream.getvalue())["event"] == "here"
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_another_file(tmp_path):
+    """Another configuration closes the file; who still logs to it is not troubled, and reopening leaves it alone."""
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    logs.configure("json", file=first)
+    old = structlog.get_logger().bind()
+    old.info("one")
+    logs.configure("json", file=second)
+    old.info("lost")
+    structlog.get_logger().info("two")
+    first.unlink()
+    logs.reopen()
+    assert names_in(second) == ["two", "log_reopened"]
+    assert not first.exists()
+    logs.configure()

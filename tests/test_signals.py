@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
 import threading
 
@@ -143,3 +144,22 @@ def test_outside_of_the_main_thread(run):
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_whose_a_signal_is(run):
+    """A signal is the user's when Python or C code of the user's handles it, and not while a block catches it."""
+    number, seen = signal.SIGUSR1, [signals.is_users(signal.SIGUSR1)]
+
+    async def live():
+        with signals.captured(lambda _: None, (number,)):
+            return signals.is_users(number)
+
+    seen.append(run(live()))
+    for handler in (signal.SIG_IGN, lambda _number, _frame: None):
+        before = signal.signal(number, handler)
+        seen.append(signals.is_users(number))
+        signal.signal(number, before)
+    faulthandler.register(number)
+    seen.append(signals.is_users(number))
+    faulthandler.unregister(number)
+    assert seen == [False, False, False, True, True]

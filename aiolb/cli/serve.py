@@ -115,7 +115,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     type=click.Choice(["console", "json"]),
     default="console",
     show_default=True,
-    help="Format of the log on standard error.",
+    help="Format of the log.",
 )
 @click.option(
     "--log-level",
@@ -125,6 +125,12 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     help="Least severe events to log.",
 )
 @click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Append the log to this file instead of standard error; SIGUSR1 reopens it, for logrotate.",
+)
+@click.option(
     "--bpffs",
     type=click.Path(path_type=Path),
     default=_DEFAULTS.bpffs,
@@ -132,19 +138,23 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     help="Where the BPF file system is mounted; groups are pinned there.",
 )
 @supervisor_options
-def serve(app: str, binds: tuple[str, ...], log_format: str, log_level: str, **settings: Any) -> None:
+def serve(
+    app: str, binds: tuple[str, ...], log_format: str, log_level: str, log_file: Path | None, **settings: Any
+) -> None:
     """Receive datagrams as one member of a group, or with --workers as all of them.
 
     APP is the collector: FILE.py:Class, package.module:Class, or one of print (the default), echo, discard, verify.
 
     SIGTERM or SIGINT (Ctrl-C) stops gracefully: leave the group, drain, finish handlers. A second SIGINT gives up
     what is still being handled. With --workers, SIGHUP replaces the workers one at a time, SIGTTIN and SIGTTOU make
-    it a member more or less, SIGQUIT stops at once.
+    it a member more or less, SIGQUIT stops at once. SIGUSR1 reopens the log file.
     """
     supervision = {name: settings.pop(name) for name in SUPERVISION}
     supervision = {name: value for name, value in supervision.items() if value is not None}
+    if "reload" in supervision:  # without workers nothing could be restarted
+        supervision.setdefault("workers", 1)
     config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
-    log = {"log_format": log_format, "level": log_level}
+    log = {"log_format": log_format, "level": log_level, "file": log_file and str(log_file.absolute())}
     if "workers" in supervision:
         supervise(app, binds, config, log, **supervision)
         return
@@ -158,6 +168,7 @@ def serve(app: str, binds: tuple[str, ...], log_format: str, log_level: str, **s
             bind=binds,
             log_format=log_format,
             log_level=log_level,
+            log_file=log_file,
             **{name: getattr(config, name) for name in settings},
         )
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from aiolb.config import ServeConfig
 from aiolb.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from aiolb.supervisor import Supervisor
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SUPERVISION = ("workers", "worker_timeout", "start_timeout", "recycle_after", "restart_limit")
+SUPERVISION = ("workers", "worker_timeout", "start_timeout", "recycle_after", "restart_limit", "reload")
 """The arguments of ``aiolb serve`` that are the supervisor's."""
 
 
@@ -64,6 +68,12 @@ def supervisor_options(command: _F) -> _F:
             metavar="DATAGRAMS|DURATION",
             help="Replace a worker after so many datagrams, or so long: 10M, 12h, 10M,12h. 10 % earlier or later.",
         ),
+        click.option(
+            "--reload",
+            is_flag=True,
+            default=None,
+            help="Replace the workers when a Python file beside APP changes; for development. Alone: one worker.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -81,11 +91,13 @@ def supervise(
     start_timeout: float = 60.0,
     restart_limit: str = "5/60",
     recycle_after: str | None = None,
+    reload: bool = False,
 ) -> None:
     """Run a supervisor until it is stopped. Raises ConfigurationError, StartError."""
     if config.index or config.count is not None:
-        raise ConfigurationError("--workers runs all members of the group", hint="leave --index and --count out")
-    from aiolb import logs, loops, sockets, systemd
+        option = "--reload" if reload else "--workers"
+        raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
+    from aiolb import logs, loops, privileges, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
     from aiolb.supervisor import Supervisor, Target
@@ -98,11 +110,21 @@ def supervise(
         recycle=None if recycle_after is None else parse_recycle_after(recycle_after),
     )
     config = replace(config, count=workers, bind=sockets.resolve_all(binds))
-    logs.configure(**log)
+    logs.configure(**log, owner=privileges.owner(config.user))
     manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
-    target = Target(command=(sys.executable, "-m", "aiolb", "worker"), app=app, log=log)
+    # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
+    python = (sys.executable, "-B") if reload else (sys.executable,)
+    target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
-        runner.run(Supervisor(target, config, policy, manager=manager, inherited=inherited).run())
+        runner.run(_run(supervisor, app, reload=reload))
+
+
+async def _run(supervisor: Supervisor, app: str, *, reload: bool) -> None:
+    from aiolb.reload import restarting
+
+    async with restarting(app, supervisor.restart) if reload else nullcontext():
+        await supervisor.run()
 
 
 def _restart_policy(text: str) -> Any:

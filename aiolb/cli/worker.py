@@ -15,7 +15,7 @@ from aiolb.assignment import Assignment
 @click.argument("assignment")
 def worker(channel: int, assignment: str) -> None:
     """Serve as a supervisor orders, on the sockets that it passed on."""
-    from aiolb import logs, loops
+    from aiolb import logs, loops, privileges
     from aiolb.application import load
     from aiolb.channel import Channel
     from aiolb.cli.serve import users_traceback_shown
@@ -27,6 +27,9 @@ def worker(channel: int, assignment: str) -> None:
     logs.configure(**work.log)
 
     async def serve() -> None:
+        # Before any code of the application, and not sooner: ours may lie where that user cannot read it.
+        if work.user is not None:
+            privileges.drop(privileges.parse(work.user))
         with socket.socket(fileno=channel) as sock:
             sock.set_inheritable(False)
             sock.setblocking(False)

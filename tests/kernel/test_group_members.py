@@ -306,23 +306,19 @@ def test_add_beyond_the_limit(joining):
 
 
 def test_a_failed_add_changes_nothing(either, monkeypatch):
-    """When the new member cannot join, its socket is closed, and the group stays as it was."""
-    members, made = either(2), []
+    """When the new member cannot join, its socket is still the caller's, and the group stays as it was."""
+    members = either(2)
     before = state_of(members).slots
-
-    def binding(address):
-        made.append(bind(address))
-        monkeypatch.setattr(syscall, "map_update", refuse)
-        return made[-1]
 
     def refuse(*_):
         raise OSError(errno.ENOMEM, "Cannot allocate memory", "BPF_MAP_UPDATE_ELEM")
 
-    members._bind = binding
-    with pytest.raises(KernelError):
-        members.add(members.bind())
-    monkeypatch.undo()
-    assert (len(members), made[0].fileno()) == (2, -1)
+    with members.bind() as sock:
+        monkeypatch.setattr(syscall, "map_update", refuse)
+        with pytest.raises(KernelError):
+            members.add(sock)
+        monkeypatch.undo()
+    assert len(members) == 2
     assert (state_of(members).slots, cookies(members)) == (before, own_cookies(members))
 
 
@@ -455,6 +451,16 @@ def test_a_takeover_with_another_count(joining, former, count):
     assert max(shares) - min(shares) <= 1
 
 
+def test_a_takeover_with_a_given_socket(joining):
+    """A given socket that has its place already does not wait; the others take theirs over in their turn."""
+    old = joining(3)
+    new = joining(3, given={1: old[1].sock.dup()}, takeover=True)
+    assert new.waiting == {0, 2}
+    assert [new.take_over(index) for index in range(3)] == [True, False, True]
+    assert [joined.place.displaced for joined in old] == [True, False, True]
+    assert cookies(new) == own_cookies(new)
+
+
 def test_a_takeover_of_nobody(joining):
     """Where no member is alive there is nothing to wait for."""
     joining(2).close()
@@ -478,11 +484,11 @@ def test_counts_change_during_a_takeover(joining):
     """A member that is added while others wait, waits too; one that is taken away does not any more."""
     old = joining(2)
     new = joining(2, takeover=True)
-    new.add()
+    new.add(new.bind())
     assert (new.waiting, state_of(old).config.count) == ({0, 1, 2}, 2)
     new.remove().sock.close()
     assert (new.waiting, state_of(old).config.count) == ({0, 1}, 2)
-    new.add()
+    new.add(new.bind())
     assert [new.take_over(index) for index in range(3)] == [True, True, False]
     assert (len(cookies(new)), cookies(new)) == (3, own_cookies(new))
 
@@ -504,7 +510,7 @@ def test_without_a_group(joining, balancer, bpffs):
         frozenset(),
         None,
     )
-    for count, change in ((4, members.add), (3, members.remove), (2, members.remove)):
+    for count, change in ((4, lambda: members.add(members.bind())), (3, members.remove), (2, members.remove)):
         changed = change()
         assert [joined.place.count for joined in members] == [count] * count
     assert changed.sock is made[2]
