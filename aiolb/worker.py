@@ -27,9 +27,11 @@ class Worker:
 
     It tells ``prepared`` when ``startup()`` has run, ``receiving``, ``beat`` from time to time, ``finished`` when the
     last handler has ended, and ``ended`` with its report; ``asks_to_end`` when it got SIGTERM or SIGINT itself: the
-    supervisor, which may have got it too, knows whether another worker goes on. It obeys ``receive``; ``hand_over`` (read no more: the
-    queue is for the next worker); ``drain`` (no more comes: read what is queued); ``give_up`` (wait for no handler);
-    ``count``; ``reopen_log``. When the supervisor has died it stops as well.
+    supervisor, which may have got it too, knows whether another worker goes on.
+
+    It obeys ``receive``; ``hand_over`` (read no more: the queue is for the next worker); ``drain`` (no more comes: read
+    what is queued); ``give_up`` (wait for no handler); ``count``; ``reopen_log``. When the supervisor has died it stops
+    as well.
     """
 
     def __init__(self, application: Application, assignment: Assignment, channel: Channel) -> None:
