@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb.errors import StartError
-from aiolb.restarts import RestartPolicy, Restarts
+from aiolb.errors import ConfigurationError, StartError
+from aiolb.restarts import DAY, RestartPolicy, Restarts
 
 if TYPE_CHECKING:
     from aiolb.places import Places
@@ -28,19 +28,29 @@ REPLACEMENT_PAUSE = 30.0
 """Seconds after a replacement that failed in which none is tried without being asked for."""
 MARGIN = 10.0
 """Seconds beyond the graceful timeout that a worker has to end before it is killed."""
+GIVE_UP_TIMEOUT = 7.0
+"""Seconds that a worker has to end when it waits for no handler: more than one that is cancelled has to clean up."""
 
 _NO_SUMS = ("index", "count", "pid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPolicy:
-    """How long a worker may take, in seconds, and when it is replaced."""
+    """How long a worker may take, in seconds, and when it is replaced.
+
+    Timeouts are above 0, but for the graceful one, and at most a day. Raises ConfigurationError for anything else.
+    """
 
     start_timeout: float = 60.0
     worker_timeout: float = 30.0
     graceful_timeout: float = 30.0
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     recycle: RecyclePolicy | None = None
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("start", self.start_timeout), ("worker", self.worker_timeout)):
+            if not 0 < seconds <= DAY:
+                raise ConfigurationError(f"the {name} timeout is above 0 and at most {DAY:,} seconds, not {seconds:g}")
 
 
 class SupervisedMember:
@@ -81,6 +91,7 @@ class SupervisedMember:
         self._steady = asyncio.Event()
         self._living: set[WorkerProcess] = set()
         self._aborts: set[asyncio.Task[None]] = set()
+        self._given_up: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger().bind(index=places.index)
 
     @property
@@ -265,9 +276,10 @@ class SupervisedMember:
             worker.order(name, **content)
 
     def give_up(self) -> None:
-        """Retire, and let no worker wait for its handlers."""
+        """Retire, and let no worker wait for its handlers; one that hangs is killed soon."""
         self.retire()
         self.order("give_up")
+        self._given_up += [asyncio.create_task(worker.end(within=GIVE_UP_TIMEOUT)) for worker in self._living]
 
     async def end(self, order: str) -> None:
         """Retire, and end the worker by ``drain`` or ``hand_over``; returns when no process is left."""
@@ -276,6 +288,7 @@ class SupervisedMember:
             for worker in list(self._living):
                 worker.order(order)
                 await self._end(worker, within=self._policy.graceful_timeout + MARGIN)
+        await asyncio.gather(*self._given_up)
 
 
 async def _wait(work: Awaitable[Any], unless: asyncio.Event, *, seconds: float | None = None) -> None:

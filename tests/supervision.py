@@ -1,0 +1,229 @@
+"""What the tests of supervision share: processes that log JSON, clients with a source each, an application to supervise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from aiolb.bpf.syscall import end_with_parent
+
+DEADLINE = 20.0
+"""Seconds after which something that must happen counts as not happening."""
+
+AIOLB = (sys.executable, "-m", "aiolb")
+
+# What it does is said by the datagram; its report has all that it handled, in order.
+APP = """
+import asyncio, os, signal, time
+from aiolb import Collector
+
+class App(Collector):
+    def __init__(self):
+        self.handled = []
+
+    async def handle(self, datagram, addr):
+        word, _, rest = datagram.decode().partition(" ")
+        if word == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word in ("wait", "hang"):
+            self.say("waiting", addr)
+        if word == "wait":
+            await asyncio.Event().wait()
+        if word == "hang":
+            time.sleep(3600)  # here it hangs
+        self.handled.append(datagram.decode())
+        self.say(VERSION, addr)
+
+    def say(self, what, addr):
+        self.reply(f"{what} {self.statistics().index} {os.getpid()} {os.getuid()}".encode(), addr)
+
+    def report(self):
+        return {"version": VERSION, "handled": self.handled}
+"""
+
+
+def write_app(path: Path, *, version: str = "1", start: str = "") -> str:
+    """Write the application to ``path``, with lines that run on its import; how the command line names it."""
+    path.write_text(f"VERSION = {version!r}\n{APP}\n{start}\n")
+    return f"{path}:App"
+
+
+class Answer:
+    """Who handled a datagram: version of the application, index, process id, user id."""
+
+    def __init__(self, text: str) -> None:
+        self.version, index, pid, uid = text.split()
+        self.index, self.pid, self.uid = int(index), int(pid), int(uid)
+
+
+class Client:
+    """One source that sends datagrams to an address and hears the answers."""
+
+    def __init__(self, to: tuple[str, int], host: str = "127.0.0.1") -> None:
+        self._to = to
+        self._sock = socket.socket(type=socket.SOCK_DGRAM)
+        self._sock.bind((host, 0))
+        self._sock.setblocking(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def send(self, *datagrams: str) -> None:
+        """Send them, and wait for nothing."""
+        for datagram in datagrams:
+            self._sock.sendto(datagram.encode(), self._to)
+
+    async def hear(self) -> Answer:
+        """The next answer."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                with suppress(BlockingIOError):
+                    return Answer(self._sock.recv(1024).decode())
+                await asyncio.sleep(0.002)
+
+    async def ask(self, datagram: str = "who") -> Answer:
+        """The answer to a datagram."""
+        self.send(datagram)
+        return await self.hear()
+
+
+class Log:
+    """Events in the order in which they came, to wait for."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+        """What was no event."""
+        self._news = asyncio.Event()
+        self._ended = False
+
+    def add(self, line: str) -> None:
+        """Take a line: an event, or something else."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self.lines.append(line)
+        else:
+            self.events.append(event)
+        self._news.set()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self._ended = True
+        self._news.set()
+
+    def named(self, name: str, /, **content: Any) -> list[dict[str, Any]]:
+        """The events of that name and content."""
+        wanted = {"event": name, **content}
+        return [event for event in self.events if wanted.items() <= event.items()]
+
+    async def event(self, name: str, /, *, nth: int = 1, **content: Any) -> dict[str, Any]:
+        """The ``nth`` event of that name and content, now or later."""
+        async with asyncio.timeout(DEADLINE):
+            while len(found := self.named(name, **content)) < nth:
+                assert not self._ended, f"ended before {name} {content}: {self.said}"
+                self._news.clear()
+                await self._news.wait()
+        return found[nth - 1]
+
+    @property
+    def said(self) -> str:
+        """All of it, for people."""
+        return "\n".join([*self.lines, *map(str, self.events)])
+
+
+class Supervisor(Log):
+    """``aiolb serve`` in a process of its own that logs JSON; killed, with its workers, at the end of the block."""
+
+    def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self._command = [*prefix, *AIOLB, "serve", *arguments, "--log-format", "json"]
+        self._env = {**os.environ, **(env or {})}
+
+    async def __aenter__(self) -> Self:
+        self.process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._env,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        self.pid = self.process.pid
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            workers = children(self.pid)
+            for pid in (self.pid, *workers):
+                os.kill(pid, signal.SIGKILL)
+        await self.ended()
+        await gone(event["pid"] for event in self.named("ready"))
+
+    async def _read(self) -> None:
+        async for line in self.process.stderr:
+            self.add(line.decode().rstrip("\n"))
+        self.end()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    async def ended(self) -> int:
+        """Its exit status, once it has ended and all processes that write to its log have too."""
+        async with asyncio.timeout(DEADLINE):
+            status = await self.process.wait()
+            await self._reader
+        return status
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it by a signal; its exit status."""
+        self.send_signal(number)
+        return await self.ended()
+
+    async def supervising(self, *, workers: int) -> tuple[str, int]:
+        """Where it receives, once it supervises that many workers."""
+        host, port = (await self.event("supervising", workers=workers))["bind"].rsplit(":", 1)
+        return host, int(port)
+
+    def worker(self, index: int, *, nth: int = 0) -> int:
+        """The process id of the ``nth`` worker of a member that was ready; -1 is the last."""
+        return int(self.named("ready", index=index)[nth]["pid"])
+
+
+async def gone(pids: Any) -> None:
+    """Wait until no process with one of these ids is left."""
+    left = list(pids)
+    async with asyncio.timeout(DEADLINE):
+        while left := [pid for pid in left if is_running(pid)]:
+            await asyncio.sleep(0.005)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and no zombie that its new parent has not looked after yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> set[int]:
+    """The child processes of a process that lives."""
+    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of(task)}
+
+
+def _children_of(task: Path) -> list[str]:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return (task / "children").read_text().split()
+    return []
