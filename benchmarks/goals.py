@@ -55,7 +55,7 @@ def of_receive(content: dict[str, Any]) -> Iterator[Line]:
     found = [run for runs in content["live"].values() for run in runs.get(AIOLB, [])]
     if gap := longest_gap(found):
         what = f"{AIOLB}, under a flood: longest gap of a task that sleeps for 10 ms"
-        yield Line(what, f"{LONGEST_GAP:.0f} ms", f"{gap:.0f} ms", gap <= LONGEST_GAP)
+        yield Line(what, f"{LONGEST_GAP:.0f} ms", f"{gap:.1f} ms", gap <= LONGEST_GAP)
 
 
 def of_echo(content: dict[str, Any]) -> Iterator[Line]:
