@@ -51,7 +51,7 @@ FLOORS = {
     "aiolb.receive._linux": 1,
     "aiolb.receive.step": 2,
     "aiolb.receive._fast": 2,
-    "aiolb.receive._fast_send": 2,
+    "aiolb.receive._fast_replies": 2,
     "aiolb.receive._fast_pending": 3,
     "aiolb.receive._fast_step": 4,
     "aiolb.bpf.steering": 4,

@@ -76,7 +76,7 @@ class Receiver(Protocol):
         ...
 
 
-class Sender(Protocol):
+class Replies(Protocol):
     """Holds datagrams for one non-blocking, unconnected socket, and lets them leave together; ``len()`` of them.
 
     The counters only grow.
@@ -119,11 +119,11 @@ class Sender(Protocol):
         ...
 
 
-class SenderFactory(Protocol):
-    """Makes the sender of a socket; a sender's class is one."""
+class RepliesFactory(Protocol):
+    """Makes the replies of a socket; their class is one."""
 
-    def __call__(self, sock: socket.socket, /) -> Sender:
-        """A sender for ``sock``, which must be non-blocking."""
+    def __call__(self, sock: socket.socket, /) -> Replies:
+        """Replies from ``sock``, which must be non-blocking."""
         ...
 
 
