@@ -57,6 +57,7 @@ FLOORS = {
     "aiolb.bpf.steering": 4,
     "aiolb.receive.plain": 4,
     "aiolb.receive.choose": 5,
+    "aiolb.lanes": 4,
     "aiolb.protocol": 5,
     "aiolb.transport": 5,
     "aiolb.listener": 6,

@@ -1,6 +1,7 @@
 """The compiled inner loop of a lane: a handler that returns at once costs one call and one send."""
 
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any, ClassVar
 
 from aiolb.receive._fast_pending import FastPending
@@ -17,3 +18,5 @@ class FastStepper:
         self, pending: FastPending, holders: dict[Any, Any], put_aside: Callable[[Datagram], object], /
     ) -> None: ...
     def step(self, handle: Handler, limit: int) -> Awaitable[None] | None: ...
+    def run(self, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None: ...
+    def run_in(self, context: Context, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None: ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from aiolb.receive.contract import Datagram
 
 Handler = Callable[[bytes, Any], Awaitable[None]]
@@ -50,6 +53,17 @@ class Stepper(Protocol):
 
         Raises what a handler raised; ``item`` is its datagram then, and the others are still pending.
         """
+        ...
+
+    def run(self, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Take such steps until a handler is suspended, nothing is pending, or ``seconds`` are over.
+
+        The clock is looked at after each step. Raises what a handler raised.
+        """
+        ...
+
+    def run_in(self, context: Context, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """``run`` in a context, which nobody may have entered."""
         ...
 
 
@@ -112,6 +126,18 @@ class PlainStepper:
             return _Rest(coroutine, yielded)
         self.item = None
         return None
+
+    def run(self, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Run handlers for a turn; see :meth:`Stepper.run`."""
+        end = time.monotonic() + seconds
+        while True:
+            rest = self.step(handle, limit)
+            if rest is not None or not self._pending or time.monotonic() >= end:
+                return rest
+
+    def run_in(self, context: Context, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Run handlers in a context; see :meth:`Stepper.run_in`."""
+        return context.run(self.run, handle, limit, seconds)
 
 
 class _Rest:
