@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from asyncio.tasks import _enter_task, _leave_task
 from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiolb.receive.step import PlainStepper
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
     from contextvars import Context
 
     from aiolb.receive.contract import Datagram
-    from aiolb.receive.step import Stepper, StepperFactory
+    from aiolb.receive.step import Handler, Stepper, StepperFactory
 
 # Seconds for which a lane handles datagrams before it lets timers and other tasks run, and how many it handles
 # between two looks at the clock.
@@ -74,6 +73,7 @@ class Lane:
 
     @property
     def item(self) -> Datagram | None:
+        """The datagram in hand."""
         return self.stepper.item
 
     @item.setter
@@ -81,6 +81,7 @@ class Lane:
         self.stepper.item = item
 
     def in_hand(self) -> tuple[Datagram, ...]:
+        """The datagrams whose handler has begun and not ended."""
         return (self.item,) if self.item is not None else self.batch
 
     def is_cancelled(self) -> bool:
@@ -140,15 +141,11 @@ class Lanes:
         self._stepper_factory = stepper
         self._context = context
         self._loop = loop
-        self._cork: Callable[[], object] = _nothing
-        self._uncork: Callable[[], object] = _nothing
-
         self.pending = stepper.queue()
+        self.door = stepper.door(self, self.pending, loop, at_once=not batches, limit=_STEP, seconds=_TURN)
         self.waiting = 0
-        self.received = self.errors = self.abandoned = 0
+        self.errors = self.abandoned = 0
         self.all: set[Lane] = set()
-        self.parked: list[Lane] = []
-        self.runner: Lane | None = None
         self._holders: dict[Any, Lane] = {}
         self._made = 0
         self._quiet = asyncio.Event()
@@ -159,25 +156,6 @@ class Lanes:
         """Datagrams whose handler has begun and not ended."""
         return sum(len(lane.in_hand()) for lane in self.all)
 
-    def take(self, batch: Sequence[Datagram]) -> None:
-        """Take a batch in one call; handlers may start at once, or with the next turn of the loop."""
-        self.received += len(batch)
-        if self._stopped:
-            self.abandoned += len(batch)
-            return
-        self.pending.extend(batch)
-        if self.runner is None and self.pending:
-            if self.parked and not self._batches:
-                self._run_at_once()
-            else:
-                self._appoint()
-        if len(self.pending) + self.waiting >= self._backlog:
-            self._surroundings.pause()
-
-    def cork_with(self, cork: Callable[[], object], uncork: Callable[[], object]) -> None:
-        """Call these before and after handlers run in one turn of the loop: what they send leaves together."""
-        self._cork, self._uncork = cork, uncork
-
     async def drained(self) -> None:
         """Return when no datagram is pending, waiting or in flight."""
         while not self.is_drained():
@@ -186,7 +164,7 @@ class Lanes:
 
     def is_drained(self) -> bool:
         """Whether no datagram is pending, waiting or in flight."""
-        return not self.pending and not self._holders and self.runner is None
+        return not self.pending and not self._holders and self.door.runner is None
 
     def stop(self) -> int:
         """Cancel all handlers and give up what is held; the number of datagrams given up by this call."""
@@ -198,8 +176,8 @@ class Lanes:
         self.pending.clear()
         self.waiting = 0
         self._holders.clear()
-        self.parked.clear()
-        self.runner = None
+        self.door.parked.clear()
+        self.door.runner = None
         for lane in self.all:
             self._dismiss(lane)
         self._quiet.set()
@@ -216,17 +194,59 @@ class Lanes:
     # only the runner takes from pending; only the holder of a source handles that source;
     # runner is None with datagrams pending only while every lane holds a source.
 
+    # What the door calls
+
+    def handler(self) -> Handler:
+        """What handles a datagram."""
+        return self._handlers.handle
+
+    def take_later(self, batch: Sequence[Datagram]) -> None:
+        """Take a batch; its handlers start with a later turn of the loop."""
+        if self._stopped:
+            self.abandoned += len(batch)
+            return
+        self.pending.extend(batch)
+        if self.door.runner is None and self.pending:
+            self._appoint()
+        self._check_backlog()
+
+    def recover(self, lane: Lane, error: BaseException) -> Awaitable[None] | None:
+        """See to what a handler raised that was started at once, and run the next ones."""
+        try:
+            if self._failed(lane, error):
+                return _raising(error)
+            return self._take_steps(lane)
+        except BaseException as fatal:  # noqa: BLE001 - it is raised where it belongs, in the task
+            return _raising(fatal)
+
+    def go_on(self, lane: Lane, rest: Awaitable[None] | None) -> None:
+        """Let a lane that was started at once go on with a turn of its own."""
+        # Gone from there, and about to end, if the handler stopped the lanes.
+        if lane in self.door.parked:
+            self.door.parked.remove(lane)
+        lane.rest = rest
+        if rest is not None:
+            self._hand_over(lane)
+        lane.wake()
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        if len(self.pending) + self.waiting >= self._backlog:
+            self._surroundings.pause()
+
+    # The life of a lane
+
     def _appoint(self) -> None:
         """Make a free lane the runner, or pause reading when none is free."""
-        while self.parked:
-            lane = self.parked.pop()
+        while self.door.parked:
+            lane = self.door.parked.pop()
             # A parked lane that was cancelled from outside is about to end.
             if lane.wakeup is not None and not lane.wakeup.done():
-                self.runner = lane
+                self.door.runner = lane
                 lane.wake()
                 return
         if len(self.all) < self._concurrency:
-            self.runner = lane = self._make_lane()
+            self.door.runner = lane = self._make_lane()
             self._open(lane)
         else:
             self._surroundings.pause()
@@ -252,16 +272,16 @@ class Lanes:
                 return
             elif lane.source is not None:
                 await self._finish_source(lane)
-            elif self.runner is lane:
+            elif self.door.runner is lane:
                 await (self._run_batch(lane) if self._batches else self._run(lane))
-            elif self.runner is None and self.pending:
-                self.runner = lane
+            elif self.door.runner is None and self.pending:
+                self.door.runner = lane
             else:
                 await self._park(lane)
 
     async def _park(self, lane: Lane) -> None:
         lane.wakeup = self._loop.create_future()
-        self.parked.append(lane)
+        self.door.parked.append(lane)
         self._check_drained()
         try:
             await lane.wakeup
@@ -272,67 +292,24 @@ class Lanes:
             lane.task.uncancel()
             lane.task.cancel(*error.args)
 
-    def _run_at_once(self) -> None:
-        """Run handlers in the name of a parked lane's task, which costs no turn of the loop.
-
-        While they run, theirs are the context of the task and ``asyncio.current_task()``. A handler that is
-        suspended goes on in the task itself. Source: "Extending" in the asyncio documentation.
-        """
-        lane = self.parked[-1]
-        if lane.task is None or lane.wakeup is None or lane.wakeup.done():
-            self._appoint()
-            return
-        try:
-            _enter_task(self._loop, lane.task)
-        except RuntimeError:
-            # This very call comes from a task.
-            self._appoint()
-            return
-        self.parked.pop()
-        self.runner = lane
-        self._cork()
-        try:
-            lane.rest = lane.stepper.run_in(lane.context, self._handlers.handle, _STEP, _TURN)
-        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs, in the task
-            lane.rest = lane.context.run(self._go_on, lane, error)
-        finally:
-            _leave_task(self._loop, lane.task)
-            self._uncork()
-        if lane.rest is not None:
-            self._hand_over(lane)
-            lane.wake()
-        elif self.runner is lane and self.pending:
-            lane.wake()
-        elif not lane.wakeup.done():
-            # All is as it was before: who waits for room, or for nothing to be pending, need not be told.
-            self.runner = None
-            self.parked.append(lane)
-
-    def _go_on(self, lane: Lane, error: BaseException) -> Awaitable[None] | None:
-        """See to what a handler raised that was started at once, and run the next ones."""
-        try:
-            if self._failed(lane, error):
-                return _raising(error)
-            return self._take_steps(lane)
-        except BaseException as fatal:  # noqa: BLE001 - as above
-            return _raising(fatal)
-
     async def _run(self, lane: Lane) -> None:
         """Be the runner for one turn."""
-        self._cork()
+        if self.door.cork is not None:
+            self.door.cork()
         try:
             lane.rest = self._take_steps(lane)
         finally:
-            self._uncork()
+            if self.door.uncork is not None:
+                self.door.uncork()
         if lane.rest is not None:
             self._hand_over(lane)
             await self._finish(lane)
-        elif self.runner is not lane:
+        elif self.door.runner is not lane:
             return
         elif self.pending:
             await asyncio.sleep(0)
         else:
-            self.runner = None
+            self.door.runner = None
             self._surroundings.make_room()
 
     def _take_steps(self, lane: Lane) -> Awaitable[None] | None:
@@ -360,10 +337,10 @@ class Lanes:
 
     def _hand_over(self, lane: Lane) -> None:
         """The runner's handler is suspended: it holds its source from now on, and somebody else goes on."""
-        if self.runner is lane and lane.item is not None:
+        if self.door.runner is lane and lane.item is not None:
             lane.source = lane.item[1][0]
             self._holders[lane.source] = lane
-            self.runner = None
+            self.door.runner = None
             if self.pending:
                 self._appoint()
             else:
@@ -403,7 +380,7 @@ class Lanes:
     async def _run_batch(self, lane: Lane) -> None:
         """Be the runner for one batch."""
         if not self.pending:
-            self.runner = None
+            self.door.runner = None
             return
         lane.batch = tuple(self.pending)
         self.pending.clear()
@@ -418,16 +395,16 @@ class Lanes:
     def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         """Pass on what a lane held that ended before its time; only ``stop`` gives datagrams up."""
         self.all.discard(lane)
-        if lane in self.parked:
-            self.parked.remove(lane)
+        if lane in self.door.parked:
+            self.door.parked.remove(lane)
         self._tell_loop(task)
         if self._stopped:
             return
-        if self.runner is lane:
-            self.runner = None
+        if self.door.runner is lane:
+            self.door.runner = None
         if lane.source is not None:
             self._succeed(lane)
-        if self.runner is None and self.pending:
+        if self.door.runner is None and self.pending:
             self._appoint()
         self._surroundings.make_room()
         self._check_drained()
@@ -470,10 +447,6 @@ class Lanes:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
             self._loop.call_exception_handler({"message": "a lane failed", "exception": error, "task": task})
-
-
-def _nothing() -> None:
-    pass
 
 
 async def _raising(error: BaseException) -> None:

@@ -130,7 +130,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             context=self._context,
             loop=loop,
         )
-        self.datagrams_received = self._lanes.take
+        self.datagrams_received = self._lanes.door.take
 
         self._room = asyncio.Event()
         self._room.set()
@@ -149,12 +149,12 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         """Remember the transport; handlers find it in ``CURRENT_TRANSPORT``."""
         self._transport = cast("asyncio.DatagramTransport", transport)
         if hasattr(transport, "cork") and hasattr(transport, "uncork"):
-            self._lanes.cork_with(transport.cork, transport.uncork)
+            self._lanes.door.cork, self._lanes.door.uncork = transport.cork, transport.uncork
         self._context.run(CURRENT_TRANSPORT.set, self._transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """Take one datagram; its handler may start at once, or with the next turn of the loop."""
-        self._lanes.take([(data, addr)])
+        self._lanes.door.take([(data, addr)])
 
     def error_received(self, exc: Exception) -> None:
         """Count an error of the socket and log it, at most once a second."""
@@ -223,8 +223,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         pending, in_flight = len(lanes.pending), lanes.in_flight
         unhandled = lanes.errors + pending + lanes.waiting + in_flight + lanes.abandoned
         return ProtocolStatistics(
-            received=lanes.received,
-            handled=lanes.received - unhandled,
+            received=lanes.door.received,
+            handled=lanes.door.received - unhandled,
             errors=lanes.errors,
             pending=pending,
             waiting=lanes.waiting,

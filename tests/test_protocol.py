@@ -510,7 +510,7 @@ def test_a_cancelled_parked_lane_is_passed_over(run):
         assert lane is not parked
         lane.task.cancel()
         await settle(protocol)
-        assert (protocol._lanes.parked, counts(protocol, "lanes")) == ([], (0,))
+        assert (protocol._lanes.door.parked, counts(protocol, "lanes")) == ([], (0,))
         protocol.datagrams_received(datagrams("a:3"))
         await protocol.drained()
         assert counts(protocol, "handled", "lanes") == (3, 1)
@@ -528,7 +528,7 @@ def test_a_lane_that_is_cancelled_as_it_is_appointed_loses_nothing(run):
         for turn in range(4):
             protocol.datagrams_received(datagrams(f"a:{turn}"))
             if turn % 2 == 0:
-                protocol._lanes.runner.task.cancel()
+                protocol._lanes.door.runner.task.cancel()
             await protocol.drained()
         assert [datagram for _, datagram in app.begun] == [b"0", b"1", b"2", b"3"]
         assert counts(protocol, "handled", "errors", "lanes") == (4, 0, 1)
@@ -820,7 +820,7 @@ def test_a_parked_lane_handles_at_once(run):
         await asyncio.sleep(0)
         assert done == [(3, 0, 0), None]
         assert seen == [(lane.task, value, transport) for value in ("unset", b"warm", b"1")]
-        assert protocol._lanes.parked == [lane]
+        assert protocol._lanes.door.parked == [lane]
         await protocol.drained()
         await protocol.aclose()
 
@@ -1000,7 +1000,7 @@ def test_a_turn_that_is_over_is_continued_by_the_lane(run, monkeypatch):
         assert (then.handled, then.pending) == (1 + module._STEP, 200 - module._STEP)
         await protocol.drained()
         assert counts(protocol, "handled", "lanes") == (201, 1)
-        assert protocol._lanes.parked == [lane]
+        assert protocol._lanes.door.parked == [lane]
         await protocol.aclose()
 
     run(main)

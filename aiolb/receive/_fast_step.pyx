@@ -1,5 +1,7 @@
 # cython: language_level=3, wraparound=False, binding=False
-"""The compiled inner loop of a lane: a handler that returns at once costs one call and one send."""
+"""The compiled inner loop of a lane, and the door: a handler that returns at once costs one call and one send."""
+
+from asyncio.tasks import _enter_task, _leave_task
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
@@ -23,10 +25,80 @@ cdef extern from "Python.h":
     int PyContext_Exit(object) except -1
 
 
+cdef class FastDoor:
+    """A :class:`~aiolb.receive.door.Door` in C; the twin of PlainDoor."""
+
+    cdef public unsigned long long received
+    cdef public object runner
+    cdef readonly list parked
+    cdef public object cork
+    cdef public object uncork
+    cdef FastPending _pending
+    cdef object _keeper
+    cdef object _loop
+    cdef bint _at_once
+    cdef int _limit
+    cdef double _seconds
+
+    def __cinit__(
+        self, keeper, FastPending pending not None, loop, *, bint at_once, int limit, double seconds
+    ):
+        self.parked = []
+        self._keeper = keeper
+        self._pending = pending
+        self._loop = loop
+        self._at_once = at_once
+        self._limit = limit
+        self._seconds = seconds
+
+    def take(self, batch, /):
+        """Take a batch; see :meth:`aiolb.receive.door.Door.take`."""
+        cdef object lane, rest, wakeup
+        self.received += len(batch)
+        if self.runner is not None or not self.parked or not self._at_once:
+            self._keeper.take_later(batch)
+            return
+        self._pending.extend(batch)
+        lane = self.parked[len(self.parked) - 1]
+        wakeup = lane.wakeup
+        if wakeup.done() or not self._enter(lane.task):
+            self._keeper.take_later(())
+            return
+        self.runner = lane
+        rest = self._run(lane)
+        if rest is None and not size_of(self._pending) and not wakeup.done():
+            self.runner = None
+        else:
+            self._keeper.go_on(lane, rest)
+
+    cdef bint _enter(self, object task) except -1:
+        try:
+            _enter_task(self._loop, task)
+        except RuntimeError:
+            return False
+        return True
+
+    cdef object _run(self, object lane):
+        cdef FastStepper stepper = lane.stepper
+        cdef object rest
+        try:
+            if self.cork is not None:
+                self.cork()
+            rest = stepper._run_in(lane.context, self._keeper.handler(), self._limit, self._seconds)
+        except BaseException as error:
+            rest = lane.context.run(self._keeper.recover, lane, error)
+        finally:
+            _leave_task(self._loop, lane.task)
+            if self.uncork is not None:
+                self.uncork()
+        return rest
+
+
 cdef class FastStepper:
     """A :class:`~aiolb.receive.step.Stepper` in C; the twin of PlainStepper."""
 
     queue = Queue
+    door = FastDoor
 
     cdef FastPending _pending
     cdef dict _holders
@@ -116,6 +188,9 @@ cdef class FastStepper:
 
     def run_in(self, context, handle, int limit, double seconds):
         """Run handlers in a context; see :meth:`aiolb.receive.step.Stepper.run_in`."""
+        return self._run_in(context, handle, limit, seconds)
+
+    cdef object _run_in(self, object context, object handle, int limit, double seconds):
         PyContext_Enter(context)
         try:
             return self._run(handle, limit, seconds)

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator,
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from aiolb.receive.door import DoorFactory, PlainDoor
+
 if TYPE_CHECKING:
     from contextvars import Context
 
@@ -75,6 +77,11 @@ class StepperFactory(Protocol):
         """Makes the queue."""
         ...
 
+    @property
+    def door(self) -> DoorFactory:
+        """Makes the door before the queue."""
+        ...
+
     def __call__(
         self,
         pending: Any,  # what its own `queue` made
@@ -90,6 +97,7 @@ class PlainStepper:
     """A :class:`Stepper` without compiled code."""
 
     queue: ClassVar[Callable[[], Pending]] = deque
+    door: ClassVar[DoorFactory] = PlainDoor
 
     __slots__ = ("_holders", "_pending", "_put_aside", "item")
 
