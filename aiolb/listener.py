@@ -59,7 +59,7 @@ class Listener:
             loop=asyncio.get_running_loop(),
         )
         self.transport, self.protocol = create_transport(
-            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver, parts.sender
+            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver, parts.replies
         )
 
     @classmethod
