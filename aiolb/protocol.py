@@ -234,6 +234,11 @@ class CollectorProtocol(asyncio.DatagramProtocol):
             socket_errors=self._socket_errors,
         )
 
+    def held(self) -> int:
+        """Datagrams that were taken and are not handled yet."""
+        lanes = self._lanes
+        return 0 if lanes.is_drained() else len(lanes.pending) + lanes.waiting + lanes.in_flight
+
     # What the lanes call
 
     def pause(self) -> None:

@@ -34,6 +34,7 @@ FLOORS = {
     "aiolb.reports": 1,
     "aiolb.config": 2,
     "aiolb.assignment": 3,
+    "aiolb.tally": 2,
     "aiolb.worker_process": 4,
     "aiolb.remarks": 3,
     "aiolb.places": 9,
