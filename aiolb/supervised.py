@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 
 ABORT_TIMEOUT = 5.0
 """Seconds from SIGABRT, which dumps the tracebacks of a hung worker, to SIGKILL."""
+REPLACEMENT_PAUSE = 30.0
+"""Seconds after a replacement that failed in which none is tried without being asked for."""
 MARGIN = 10.0
 """Seconds beyond the graceful timeout that a worker has to end before it is killed."""
+
+_NO_SUMS = ("index", "count", "pid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +63,17 @@ class SupervisedMember:
         """Workers that it has had."""
         self.killed = 0
         """Workers among them that ended without a report."""
-        self.reports: list[Mapping[str, Any]] = []
-        """The reports of the others."""
+        self.sums: Counter[str] = Counter()
+        """The sums of the counters that the others reported."""
+        self.collectors: list[Any] = []
+        """What their collectors reported of themselves, where ``keeps_reports``."""
+        self.keeps_reports = False
         self._start = start
         self._policy = policy
         self._random = Random()  # noqa: S311 - jitter is no secret
         self._restarts = Restarts(policy.restart, self._random)
         self._worker: WorkerProcess | None = None
+        self._replaceable_at = -math.inf
         self._lock = asyncio.Lock()
         self._replaced = asyncio.Event()
         self._retired = asyncio.Event()
@@ -173,10 +183,14 @@ class SupervisedMember:
         if worker not in self._living:
             return
         self._living.remove(worker)
-        if worker.report is not None:
-            self.reports.append(worker.report)
-        elif worker.has("receiving"):
-            self.killed += 1
+        if worker.report is None:
+            self.killed += worker.has("receiving")
+            return
+        report = dict(worker.report)
+        collector = report.pop("collector")
+        self.sums.update({name: value for name, value in report.items() if type(value) is int and name not in _NO_SUMS})
+        if self.keeps_reports:
+            self.collectors.append(collector)
 
     # Replacing
 
@@ -192,6 +206,7 @@ class SupervisedMember:
             old, new = self._worker, await self._prepared(self._stopping)
             if not new.alive:
                 if not self._stopping.is_set():
+                    self._replaceable_at = time.monotonic() + REPLACEMENT_PAUSE
                     self._log.error("replacement_failed", pid=new.pid, reason=_reason(new), hint="the old one goes on")
                 return False
             assert old is not None  # noqa: S101 - prepare() came before
@@ -205,12 +220,17 @@ class SupervisedMember:
             self._log.info("replaced", reason=reason, old=old.pid, new=new.pid)
             return received
 
-    def recycle_due(self) -> bool:
-        """Whether its worker has received enough, or for long enough, to be replaced."""
+    def due(self) -> str | None:
+        """Why its worker is to be replaced: it asked for it, or has received enough, or for long enough."""
         worker = self._worker
-        if worker is None or not self.receiving or worker.limit is None:
-            return False
-        return worker.limit.due(time.monotonic(), worker.started, worker.counters.get("received", 0))
+        if worker is None or not self.receiving or time.monotonic() < self._replaceable_at:
+            return None
+        if worker.asks_to_end:
+            return "signal"
+        received = worker.counters.get("received", 0)
+        if worker.limit is not None and worker.limit.due(time.monotonic(), worker.started, received):
+            return "recycle"
+        return None
 
     # Watching
 

@@ -30,7 +30,6 @@ WATCH_INTERVAL = 0.25
 BEATS = 4
 """Signs of life that a worker has to miss before it counts as hung."""
 
-_NO_SUMS = ("index", "count", "pid")
 _SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -153,7 +152,9 @@ class Supervisor:
             )
             return await WorkerProcess.start(self._target.command, assignment)
 
-        return SupervisedMember(places, start, self._policy, self._stopping)
+        member = SupervisedMember(places, start, self._policy, self._stopping)
+        member.keeps_reports = self._config.report is not None
+        return member
 
     def _keep(self, member: SupervisedMember) -> None:
         self._keepers[member] = asyncio.create_task(member.keep())
@@ -205,11 +206,11 @@ class Supervisor:
         receiving = sum(member.receiving for member in self._members)
         return f"{receiving} of {len(self._members)} workers receive at {_text(self._places.addresses)}"
 
-    async def _recycle(self) -> None:
+    async def _replace_due(self) -> None:
         """Replace the workers that are due, one at a time."""
         for member in list(self._members):
-            if member.recycle_due() and not self._stopping.is_set():
-                await member.replace("recycle")
+            if not self._stopping.is_set() and (reason := member.due()) is not None:
+                await member.replace(reason)
 
     async def _grow(self) -> None:
         """Add a member: its worker first, then its share of the slots."""
@@ -265,8 +266,8 @@ class Supervisor:
                         member.watch()
                 if not self._members:
                     return
-                if any(member.recycle_due() for member in self._members):
-                    self._request(self._recycle, again=False)
+                if any(member.due() for member in self._members):
+                    self._request(self._replace_due, again=False)
                 for keeper in self._keepers.values():
                     if keeper.done():
                         keeper.result()
@@ -337,15 +338,12 @@ class Supervisor:
 
 
 def _report_of(member: SupervisedMember) -> dict[str, Any]:
-    sums: Counter[str] = Counter()
-    for report in member.reports:
-        sums.update({name: value for name, value in report.items() if isinstance(value, int) and name not in _NO_SUMS})
     return {
         "index": member.index,
         "workers": member.workers,
         "killed": member.killed,
-        **sums,
-        "collector": [report["collector"] for report in member.reports],
+        **member.sums,
+        "collector": member.collectors,
     }
 
 

@@ -26,10 +26,12 @@ class Worker:
     """Runs one application as its supervisor orders; used once.
 
     It tells ``prepared`` when ``startup()`` has run, ``receiving``, ``beat`` from time to time, ``finished`` when the
-    last handler has ended, and ``ended`` with its statistics. It obeys ``receive``; ``hand_over`` (read no more: the
-    queue is for the next worker); ``drain`` (no more comes: read what is queued); ``give_up`` (wait for no handler);
-    ``count``; ``reopen_log``. SIGTERM and SIGINT are ``hand_over`` too: the sockets are the supervisor's, which
-    starts another worker. When the supervisor has died it stops as well.
+    last handler has ended, and ``ended`` with its report; ``asks_to_end`` when it got SIGTERM or SIGINT itself: the
+    supervisor, which may have got it too, knows whether another worker goes on.
+
+    It obeys ``receive``; ``hand_over`` (read no more: the queue is for the next worker); ``drain`` (no more comes: read
+    what is queued); ``give_up`` (wait for no handler); ``count``; ``reopen_log``. When the supervisor has died it stops
+    as well.
     """
 
     def __init__(self, application: Application, assignment: Assignment, channel: Channel) -> None:
@@ -48,7 +50,7 @@ class Worker:
         self._server = Server(application, config)
 
     async def serve(self) -> None:
-        """Serve until ordered to end, SIGTERM, SIGINT or the supervisor's death. Raises what the start raises."""
+        """Serve until ordered to end, or the supervisor's death. Raises what the start raises."""
         logs.MEMBER.set(self._server.member)
         # SIGUSR1 too: a service manager sends it to every process of the service, and its default is death.
         with signals.captured(self._signalled), reopening_log():
@@ -89,9 +91,7 @@ class Worker:
 
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)
-        if self._ending.is_set() and number == signal.SIGINT:
-            self._server.give_up()
-        self._ending.set()
+        self._channel.send("asks_to_end")
 
     async def _obey(self) -> None:
         async for message in self._channel.messages():

@@ -37,6 +37,8 @@ class WorkerProcess:
         self.started = self.last_sign = time.monotonic()
         self.counters: Mapping[str, int] = {}
         """The datagrams of its last sign of life: received, handled, errors, abandoned."""
+        self.asks_to_end = False
+        """Whether somebody told the worker itself to end."""
         self.limit: RecycleLimit | None = None
         """When it is to be replaced; its supervisor's to set."""
         self.report: Mapping[str, Any] | None = None
@@ -125,6 +127,8 @@ class WorkerProcess:
             name = content.pop("name")
             if name == "beat":
                 self.counters = content
+            elif name == "asks_to_end":
+                self.asks_to_end = True
             elif name == "ended":
                 self.report = content["report"]
             if name in self._milestones:

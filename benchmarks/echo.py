@@ -17,6 +17,8 @@ from tables import PERCENTILES, short
 
 BASELINE = "uvloop callback"
 IN_C = "C recvfrom, sendto"
+ON_TIME = 0.98
+"""Share of the rate from which a server counts as keeping up."""
 
 NOTES = f"""\
 Medians of the rounds. Each source has one datagram in flight; a round trip counts from the time at which the datagram
@@ -90,6 +92,9 @@ def show(runs: dict[str, list[dict[str, Any]]], rate: int) -> None:
     for name, results in runs.items():
         if lost := sum(run["lost"] for run in results):
             console.print(f"{name}: {lost:,} datagrams had no answer within ten seconds")
+        slow = [run["rate"] for run in results if run["rate"] < rate * ON_TIME]
+        if slow:
+            console.print(f"{name} answered only {min(slow):,.0f} per second in {len(slow)} of {len(results)} runs")
 
 
 if __name__ == "__main__":

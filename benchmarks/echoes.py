@@ -1,4 +1,4 @@
-"""One echo server in a process of its own, until it is killed; prints its port as a line of JSON."""
+"""One echo server in a process of its own, until it is killed or its parent is; prints its port as a line of JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import uvloop
 
 from aiolb import Address, ServeConfig, Server, logs
+from aiolb.bpf import syscall
 from aiolb.builtin import Echo
 from aiolb.receive import choose
 
@@ -64,5 +65,6 @@ ECHOES: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 }
 
 if __name__ == "__main__":
+    syscall.end_with_parent()
     logs.configure(level="error")
     uvloop.run(ECHOES[sys.argv[1]]())

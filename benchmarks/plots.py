@@ -45,7 +45,7 @@ def parts(contents: goals.Contents) -> dict[str, str]:
     """What is written between the markers, by their names."""
     found = {name: TABLES[name](content) for name, content in contents.items()}
     if contents:
-        found["machine"] = machine(next(iter(contents.values())))
+        found["machine"] = machine(contents)
     if contents.keys() >= goals.JUDGES.keys():  # half a table would hide what was missed
         found["goals"] = goals.markdown(contents)
     return found

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,8 +40,38 @@ class Spread:
         return f"{self.median:.{digits}f}", f"{self.low:.{digits}f}-{self.high:.{digits}f}"
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """CPU seconds so far: of everybody, of this process and children that have ended, and taken by the hypervisor."""
+
+    everybody: float
+    ours: float
+    stolen: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Usage:
+        """What proc(5), ``/proc/stat``, and getrusage(2) say; interrupts count as nobody's."""
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, _, _, stolen, *_ = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
+        used = os.times()
+        return cls(user + nice + system, sum(used[:4]), stolen, time.monotonic())
+
+    def shares_since(self, before: Usage) -> dict[str, float]:
+        """The shares of all CPUs that were used by others since then."""
+        available = (self.wall - before.wall) * (os.cpu_count() or 1)
+        others = (self.everybody - before.everybody) - (self.ours - before.ours)
+        return {
+            "used_by_others": max(others, 0.0) / available,
+            "stolen": (self.stolen - before.stolen) / available,
+        }
+
+
+_AT_START = Usage.now()  # a benchmark is a process of its own
+
+
 def machine() -> dict[str, Any]:
-    """Where this ran: numbers of two machines cannot be compared, ratios can."""
+    """Where this ran: numbers of two machines cannot be compared, ratios can. And who else used the CPUs meanwhile."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
@@ -49,6 +80,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "uvloop": version("uvloop"),
         "aiolb": version("aiolb"),
+        **Usage.now().shares_since(_AT_START),
     }
 
 

@@ -30,12 +30,15 @@ def costs(runs: Iterable[dict[str, Any]]) -> list[float]:
     return [run["microseconds"] for run in runs]
 
 
-def machine(content: dict[str, Any]) -> str:
-    """Where the numbers come from, in one line."""
-    found = content["machine"]
+def machine(contents: dict[str, dict[str, Any]]) -> str:
+    """Where the numbers come from, and who else used the CPUs while they were measured, at worst."""
+    found = [content["machine"] for content in contents.values()]
+    where = found[-1]
+    others, stolen = (max(machine[key] for machine in found) for key in ("used_by_others", "stolen"))
     return (
-        f"{found['cpus']} CPUs of {found['cpu']}, Linux {found['kernel']}, Python {found['python']}, "
-        f"uvloop {found['uvloop']}, aiolb {found['aiolb']}.\n"
+        f"{where['cpus']} CPUs of {where['cpu']}, Linux {where['kernel']}, Python {where['python']}, "
+        f"uvloop {where['uvloop']}, aiolb {where['aiolb']}. While a benchmark ran, other processes used up to "
+        f"{others:.0%} of the CPUs, and other virtual machines up to {stolen:.0%}.\n"
     )
 
 
@@ -81,8 +84,9 @@ def echo(content: dict[str, Any]) -> str:
         base = costs(servers[content["baseline"]])
         for name, runs in servers.items():
             times = [short(Spread.of(run[percentile] for run in runs).median) for percentile in PERCENTILES]
-            rows.append([f"{int(rate):,}", name, *times, spread(costs(runs), 1), ratio(costs(runs), base)])
-    return table(("per second", "server", *PERCENTILES, "CPU µs", "ratio"), rows, left=2)
+            reached = f"{min(run['rate'] for run in runs) / int(rate):.0%}"
+            rows.append([f"{int(rate):,}", name, *times, spread(costs(runs), 1), ratio(costs(runs), base), reached])
+    return table(("per second", "server", *PERCENTILES, "CPU µs", "ratio", "rate reached"), rows, left=2)
 
 
 def short(microseconds: float) -> str:

@@ -30,3 +30,4 @@ def test_every_datagram_is_answered(tmp_path: Path, needs: Callable[[str, str], 
         assert run["measured"] == COUNT
         assert 0 < run["p50"] <= run["p90"] <= run["p99"] <= run["p99.9"] <= run["max"]
         assert run["microseconds"] > 0
+        assert run["rate"] > 0

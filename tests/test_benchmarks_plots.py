@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "plots.py"
-MACHINE = {"cpu": "Test", "cpus": 2, "kernel": "6.1", "python": "3.11", "uvloop": "0.23", "aiolb": "0.1"}
+MACHINE = {
+    "cpu": "Test",
+    "cpus": 2,
+    "kernel": "6.1",
+    "python": "3.11",
+    "uvloop": "0.23",
+    "aiolb": "0.1",
+    "used_by_others": 0.25,
+    "stolen": 0.01,
+}
 RECEIVERS = {
     "uvloop callback": 2.0,
     "uvloop task each": 4.0,
@@ -40,7 +49,7 @@ def receive() -> dict[str, object]:
 def results() -> dict[str, dict[str, object]]:
     """What each benchmark could have written."""
     echoes = {"uvloop callback": 20.0, "aiolb handle": 25.0}
-    rates = {name: [{**PERCENTILES, "microseconds": cost}] for name, cost in echoes.items()}
+    rates = {name: [{**PERCENTILES, "microseconds": cost, "rate": 49_900}] for name, cost in echoes.items()}
     sends = {"trains of 60: C": [0.07], "trains of 60: aiolb": [0.08], "no trains: C": [3.0], "no trains: aiolb": [3.1]}
     steered = {name: {load: [float(cost)] for load in ("1", "100", "cold")} for name, cost in PROGRAMS.items()}
     floor = {"wall": 0.1, "cpu": 0.1, "rss": 3e7}
@@ -103,8 +112,11 @@ def test_tables_and_goals(folder: Path) -> None:
     aiolb = "| aiolb handle | 0.26 (0.25 to 0.26) | x 0.13 | 0.26 (0.25 to 0.26) | x 0.13 | 12 |"
     assert aiolb in lines
     assert "| load it, select a socket | 80 | 80 | 80 |" in lines
-    assert "| 50,000 | aiolb handle | 40 | 60 | 900 | 4000 | 12 ms | 25.0 (25.0 to 25.0) | x 1.25 |" in lines
+    assert "| 50,000 | aiolb handle | 40 | 60 | 900 | 4000 | 12 ms | 25.0 (25.0 to 25.0) | x 1.25 | 100% |" in lines
     assert "| together | 200 | 1100 |" in lines
+    assert any(
+        "other processes used up to 25% of the CPUs, and other virtual machines up to 1%" in line for line in lines
+    )
     goals = {cells[1].strip(): cells[4].strip() for line in lines if len(cells := line.split("|")) == 6}
     assert goals["aiolb handle, trains of 16: cost beside uvloop callback"] == "yes"
     assert goals["aiolb handle, trains of 16: cost beside C recvmmsg + UDP_GRO"] == "**no**"

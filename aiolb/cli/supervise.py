@@ -111,12 +111,12 @@ def supervise(
     )
     config = replace(config, count=workers, bind=sockets.resolve_all(binds))
     logs.configure(**log, owner=privileges.owner(config.user))
+    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
     python = (sys.executable, "-B") if reload else (sys.executable,)
-    manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
-        supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
         runner.run(_run(supervisor, app, reload=reload))
 
 

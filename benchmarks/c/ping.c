@@ -98,10 +98,10 @@ int main(int argc, char **argv) {
     struct slot *slots = calloc(slots_count, sizeof *slots);
     for (uint64_t i = 0; i < slots_count; i++) slots[i].next = i;
     uint64_t received = 0, measured = 0, lost = 0, next = 0, done = 0;
-    int64_t start = now(CLOCK_MONOTONIC), cpu = 0, cpu_start = 0;
+    int64_t start = now(CLOCK_MONOTONIC), cpu = 0, cpu_start = 0, begin = 0;
     while (done < total) {
         int64_t time = now(CLOCK_MONOTONIC);
-        if (!cpu_start && time >= start + (int64_t)(warm_up * gap)) cpu_start = now(clock);
+        if (!cpu_start && time >= start + (int64_t)(warm_up * gap)) cpu_start = now(clock), begin = time;
         int taken = take(fd);
         time = now(CLOCK_MONOTONIC);
         for (int i = 0; i < taken; i++) {
@@ -126,12 +126,13 @@ int main(int argc, char **argv) {
         next = (next + 1) % slots_count;
     }
     cpu = now(clock) - cpu_start;
+    double seconds = (now(CLOCK_MONOTONIC) - begin) / 1e9;
     qsort(times, measured, sizeof *times, compare);
     printf("{\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p99.9\": %.3f, \"max\": %.3f, \"sent\": %llu, "
-           "\"received\": %llu, \"measured\": %llu, \"lost\": %llu, \"microseconds\": %.6f}\n",
+           "\"received\": %llu, \"measured\": %llu, \"lost\": %llu, \"rate\": %.3f, \"microseconds\": %.6f}\n",
            percentile(times, measured, 0.5), percentile(times, measured, 0.9), percentile(times, measured, 0.99),
            percentile(times, measured, 0.999), percentile(times, measured, 1), (unsigned long long)total,
            (unsigned long long)received, (unsigned long long)measured, (unsigned long long)lost,
-           measured ? cpu / 1e3 / measured : 0);
+           measured / seconds, measured ? cpu / 1e3 / measured : 0);
     return 0;
 }
