@@ -12,6 +12,7 @@ import structlog
 from aiolb import logs, signals
 from aiolb.listener import Listener
 from aiolb.server import Server, reopening_log, run_until
+from aiolb.tally import Tally
 
 if TYPE_CHECKING:
     from aiolb.address import Address

@@ -115,8 +115,8 @@ def supervise(
     # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
     python = (sys.executable, "-B") if reload else (sys.executable,)
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
-        supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
         runner.run(_run(supervisor, app, reload=reload))
 
 
