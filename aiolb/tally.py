@@ -16,8 +16,8 @@ _CELL = 8
 class Tally:
     """One number for each socket of a worker, in memory that both processes map; each closes its own.
 
-    The number is never too low: a batch counts from the moment it was taken from the kernel, and what was handled
-    meanwhile is taken off when its turn is over, or with the next batch.
+    A batch counts from the moment at which the receiver hands it out, some microseconds after it was taken from the
+    kernel; what was handled meanwhile is taken off when the turn is over, or with the next batch.
     """
 
     def __init__(self, descriptor: int, cells: int) -> None:
