@@ -11,6 +11,8 @@ PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
 MEMBER = "aiolb serve"
 MILLISECONDS_FROM, SECONDS_FROM = 10_000, 1_000_000
 """Microseconds from which a time is told in ms, and in s."""
+ON_TIME = 0.98
+"""Share of the rate from which a server counts as keeping up."""
 QUIET = 0.1
 """Share of the CPUs that others may use before a measurement means little."""
 
