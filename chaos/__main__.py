@@ -20,6 +20,8 @@ from chaos.scenarios import SCENARIOS, Line, run
 SCRATCH = "/dev/shm"  # noqa: S108 - there is another file system on it, of our own
 NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 FAILED_START = 3
+SHOWN = 10
+"""Things that do not hold that are printed for a scenario."""
 
 
 @click.command()
@@ -71,8 +73,10 @@ def _text(line: Line) -> str:
         for name, number in asdict(line).items()
         if name in ("sent", "received", "lost", "duplicated", "split")
     ]
-    broken = "".join(f"\n  does not hold: {what}" for what in line.broken)
-    return f"{line.scenario:<25} {'  '.join(numbers)}  {line.remark} ({line.seconds:g} s){broken}"
+    broken = [f"\n  does not hold: {what}" for what in line.broken[:SHOWN]]
+    if len(line.broken) > SHOWN:
+        broken.append(f"\n  and {len(line.broken) - SHOWN:,} more of that")
+    return f"{line.scenario:<25} {'  '.join(numbers)}  {line.remark} ({line.seconds:g} s){''.join(broken)}"
 
 
 if __name__ == "__main__":

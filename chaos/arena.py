@@ -56,7 +56,7 @@ class Verdict:
     """What a scenario found; ``broken`` says what does not hold."""
 
     findings: Findings
-    remark: str
+    remark: str = ""
     expected_split: frozenset[int] = frozenset()
     lost: int = 0
     split: int = 0
@@ -218,7 +218,7 @@ class Arena:
         """The group at an address."""
         return closing(Group.open(address))
 
-    def verdict(self, remark: str, *, expected_split: frozenset[int] = frozenset()) -> Verdict:
+    def verdict(self, remark: str = "", *, expected_split: frozenset[int] = frozenset()) -> Verdict:
         """What became of everything that was sent, when no process is left that could handle it."""
         return Verdict(Findings(self.ledger, self.sent), remark, expected_split)
 
