@@ -8,12 +8,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import structlog.testing
 
+from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.syscall import end_with_parent
 from aiolb.config import ServeConfig
@@ -23,6 +26,8 @@ from aiolb.supervisor import Target
 
 DEADLINE = 20.0
 """Seconds after which something that must happen counts as not happening."""
+
+ANYWHERE = Address("127.0.0.1", 0)
 
 AIOLB = (sys.executable, "-m", "aiolb")
 
@@ -149,6 +154,19 @@ class Log:
         return "\n".join([*self.lines, *map(str, self.events)])
 
 
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """What the workers do, and what they did."""
+    return Script(tmp_path / "script")
+
+
+@pytest.fixture
+def address() -> Iterator[Address]:
+    """A port of 127.0.0.1 that stays free; with eBPF only, for who keeps it free gets datagrams without."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
+        yield free
+
+
 class Script:
     """What scripted workers do, and what they did."""
 
@@ -214,8 +232,9 @@ class Supervised(Log):
         return found[nth - 1]
 
     async def supervising(self) -> Self:
-        """Itself, once all workers receive."""
+        """Itself, once all workers receive; ``address`` says where."""
         await self.event("supervising")
+        (self.address,) = self.supervisor._places.addresses
         return self
 
     async def ended(self) -> dict[str, Any]:

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from aiolb import sockets
-from aiolb.address import Address
-
 TESTS = Path(__file__).parent.parent
 
 
@@ -27,19 +24,7 @@ def load(name):
 
 supervision = load("supervision")
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
-
-
-@pytest.fixture
-def script(tmp_path):
-    """What the workers do."""
-    return supervision.Script(tmp_path / "script")
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
+script, address = supervision.script, supervision.address
 
 
 async def test_one_at_a_time(script, address, bpffs):
