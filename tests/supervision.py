@@ -1,4 +1,4 @@
-"""What the tests of supervision share: processes that log JSON, clients with a source each, an application to supervise."""
+"""What the tests of supervision share: supervisors, in a process or in the test, and clients with a source each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+import structlog.testing
+
+from aiolb import sockets
+from aiolb.address import Address
 from aiolb.bpf.syscall import end_with_parent
+from aiolb.config import ServeConfig
+from aiolb.supervised import WorkerPolicy
+from aiolb.supervisor import Supervisor as AiolbSupervisor
+from aiolb.supervisor import Target
 
 DEADLINE = 20.0
 """Seconds after which something that must happen counts as not happening."""
+
+ANYWHERE = Address("127.0.0.1", 0)
 
 AIOLB = (sys.executable, "-m", "aiolb")
 
@@ -66,8 +78,8 @@ class Answer:
 class Client:
     """One source that sends datagrams to an address and hears the answers."""
 
-    def __init__(self, to: tuple[str, int], host: str = "127.0.0.1") -> None:
-        self._to = to
+    def __init__(self, to: Address | tuple[str, int], host: str = "127.0.0.1") -> None:
+        self._to = (to.host, to.port) if isinstance(to, Address) else to
         self._sock = socket.socket(type=socket.SOCK_DGRAM)
         self._sock.bind((host, 0))
         self._sock.setblocking(False)
@@ -142,6 +154,111 @@ class Log:
         return "\n".join([*self.lines, *map(str, self.events)])
 
 
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """What the workers do, and what they did."""
+    return Script(tmp_path / "script")
+
+
+@pytest.fixture
+def address() -> Iterator[Address]:
+    """A port of 127.0.0.1 that stays free; with eBPF only, for who keeps it free gets datagrams without."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
+        yield free
+
+
+class Script:
+    """What scripted workers do, and what they did."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.says("1")
+
+    def says(self, version: str, *words: str) -> None:
+        """From now on workers start as this version, with these words of tests/scripted_worker.py."""
+        self.path.write_text("\n".join([version, *words]))
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts a worker."""
+        return (sys.executable, "-I", "-S", str(Path(__file__).with_name("scripted_worker.py")))
+
+    @property
+    def steps(self) -> list[tuple[int, int, str]]:
+        """What they did, in order: process id, index, step."""
+        journal = self.path.with_suffix(".journal")
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        return [(int(pid), int(index), step) for pid, index, step in (line.split(" ", 2) for line in lines)]
+
+    def pids(self, index: int, step: str = "receive") -> list[int]:
+        """The workers of a member that made a step, in order."""
+        return [pid for pid, of, what in self.steps if (of, what) == (index, step)]
+
+
+class Supervised(Log):
+    """A supervisor in the test's own process, with scripted workers; stopped at the end of the block."""
+
+    def __init__(self, script: Script, address: Address, policy: WorkerPolicy | None = None, **settings: Any) -> None:
+        super().__init__()
+        given = {name: settings.pop(name) for name in ("manager", "inherited") if name in settings}
+        self.script = script
+        target = Target(command=script.command, app=str(script.path))
+        usual = {"bind": (address,), "graceful_timeout": 5.0, "report": script.path.with_suffix(".json")}
+        config = ServeConfig(**usual | settings)
+        self.supervisor = AiolbSupervisor(target, config, policy or WorkerPolicy(graceful_timeout=5.0), **given)
+
+    async def __aenter__(self) -> Self:
+        self._capture = structlog.testing.capture_logs()
+        self.events = self._capture.__enter__()
+        self._running = asyncio.create_task(self.supervisor.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._running.done():
+            self.send_signal(signal.SIGQUIT)
+        await asyncio.wait([self._running], timeout=DEADLINE)
+        self._capture.__exit__(None, None, None)
+        await gone(pid for pid, _, _ in self.script.steps)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Let it be told of a signal."""
+        self.supervisor._signalled(number)
+
+    async def event(self, name: str, /, *, nth: int = 1, **content: Any) -> dict[str, Any]:
+        """The ``nth`` event of that name and content, now or later."""
+        await until(lambda: len(self.named(name, **content)) >= nth or self._running.done(), name)
+        found = self.named(name, **content)
+        assert len(found) >= nth, f"ended before {name} {content}: {self.events}"
+        return found[nth - 1]
+
+    async def supervising(self) -> Self:
+        """Itself, once all workers receive; ``address`` says where."""
+        await self.event("supervising")
+        (self.address,) = self.supervisor._places.addresses
+        return self
+
+    async def ended(self) -> dict[str, Any]:
+        """Its report, once it has ended by itself; raises what it raised."""
+        async with asyncio.timeout(DEADLINE):
+            await self._running
+        return self.supervisor.report()
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> dict[str, Any]:
+        """Stop it by a signal; its report."""
+        self.send_signal(number)
+        return await self.ended()
+
+
+async def until(condition: Any, what: str = "") -> None:
+    """Wait until the condition holds."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not condition():  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"did not happen within {DEADLINE:g} s: {what}") from None
+
+
 class Supervisor(Log):
     """``aiolb serve`` in a process of its own that logs JSON; killed, with its workers, at the end of the block."""
 
@@ -204,10 +321,8 @@ class Supervisor(Log):
 
 async def gone(pids: Any) -> None:
     """Wait until no process with one of these ids is left."""
-    left = list(pids)
-    async with asyncio.timeout(DEADLINE):
-        while left := [pid for pid in left if is_running(pid)]:
-            await asyncio.sleep(0.005)
+    pids = set(pids)
+    await until(lambda: not any(map(is_running, pids)), f"the end of {pids}")
 
 
 def is_running(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""`aiolb serve --workers` as its users meet it: processes, their output, their exit status, one line for each mistake."""
+"""`aiolb serve --workers` as its users meet it: processes, their output, their exit status, a line for each mistake."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ Client, children = supervision.Client, supervision.children
 ALONE = ("--bind", "127.0.0.1:0", "--balancer", "none")
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+HANGS = "            time.sleep(3600)  # here it hangs"
 
 
 @pytest.fixture
@@ -195,18 +198,23 @@ async def test_a_killed_worker(supervise, app):
 
 
 async def test_a_worker_stopped_by_hand(supervise, app):
-    """A worker that gets SIGTERM hands its queue over to the next one, and its report is kept."""
+    """A worker that gets SIGTERM is replaced without loss, and its report is kept."""
     process = await supervise(app, "--workers", "1")
     with Client(await process.supervising(workers=1)) as client:
         before = await client.ask("first")
         os.kill(before.pid, signal.SIGTERM)
-        await process.event("worker_died", pid=before.pid, reason="exit status 0")
         client.send("second")
-        assert (await client.hear()).pid == (await process.event("ready", nth=2))["pid"]
+        replaced = await process.event("replaced", reason="signal")
+        after = await client.hear()
+        last = await client.ask("third")
+    assert (replaced["old"], replaced["new"]) == (before.pid, last.pid)
+    assert after.pid in (before.pid, last.pid)
     assert await process.stop() == 0
     report = process.report()
-    assert (report["received"], report["handled"], report["killed"], report["workers"]) == (2, 2, 0, 2)
-    assert [collector["handled"] for collector in report["members"][0]["collector"]] == [["first"], ["second"]]
+    assert (report["received"], report["handled"], report["killed"], report["workers"]) == (3, 3, 0, 2)
+    handled = [datagram for worker in report["members"][0]["collector"] for datagram in worker["handled"]]
+    assert handled == ["first", "second", "third"]
+    assert process.named("worker_died") == []
 
 
 async def test_stop_now(supervise, app):
@@ -222,8 +230,9 @@ async def test_stop_now(supervise, app):
     assert (report["received"], report["handled"], report["abandoned"], report["killed"]) == (1, 0, 1, 0)
 
 
-async def test_a_worker_that_hangs(supervise, app):
+async def test_a_worker_that_hangs(supervise, app, tmp_path):
     """It is replaced, and standard error says in which line of the application it hung."""
+    source = (tmp_path / "app.py").read_text().splitlines()
     process = await supervise(app, "--workers", "1", "--worker-timeout", "0.5")
     with Client(await process.supervising(workers=1)) as client:
         client.send("hang", "next")
@@ -236,12 +245,9 @@ async def test_a_worker_that_hangs(supervise, app):
     assert await process.stop() == 0
     trace = "\n".join(process.lines)
     assert trace.startswith("Fatal Python error: Aborted")
-    line = 1 + (Path(app.removesuffix(":App")).read_text().splitlines().index(HANGS))
-    assert f'File "{app.removesuffix(":App")}", line {line} in handle' in trace
+    file = app.removesuffix(":App")
+    assert f'File "{file}", line {1 + source.index(HANGS)} in handle' in trace
     assert len(process.named("worker_hung")) == len(process.named("worker_died")) == 1
-
-
-HANGS = "            time.sleep(3600)  # here it hangs"
 
 
 async def test_a_killed_supervisor(supervise, app):
