@@ -35,16 +35,18 @@ cdef class FastDoor:
     cdef public object uncork
     cdef FastPending _pending
     cdef object _keeper
+    cdef object _handlers
     cdef object _loop
     cdef bint _at_once
     cdef int _limit
     cdef double _seconds
 
     def __cinit__(
-        self, keeper, FastPending pending not None, loop, *, bint at_once, int limit, double seconds
+        self, keeper, handlers, FastPending pending not None, loop, *, bint at_once, int limit, double seconds
     ):
         self.parked = []
         self._keeper = keeper
+        self._handlers = handlers
         self._pending = pending
         self._loop = loop
         self._at_once = at_once
@@ -80,16 +82,18 @@ cdef class FastDoor:
 
     cdef object _run(self, object lane):
         cdef FastStepper stepper = lane.stepper
+        cdef bint corked = self.cork is not None and size_of(self._pending) > 1
         cdef object rest
         try:
-            if self.cork is not None:
+            # What answers a single datagram may leave by itself.
+            if corked:
                 self.cork()
-            rest = stepper._run_in(lane.context, self._keeper.handler(), self._limit, self._seconds)
+            rest = stepper._run_in(lane.context, self._handlers.handle, self._limit, self._seconds)
         except BaseException as error:
             rest = lane.context.run(self._keeper.recover, lane, error)
         finally:
             _leave_task(self._loop, lane.task)
-            if self.uncork is not None:
+            if corked:
                 self.uncork()
         return rest
 
