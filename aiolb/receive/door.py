@@ -120,7 +120,7 @@ class PlainDoor:
             return
         self.runner = lane
         rest = self._run(lane)
-        if rest is None and not self._pending and not lane.wakeup.done():
+        if rest is None and not self._pending:
             # All is as it was before: who waits for room, or for nothing to be pending, need not be told.
             self.runner = None
         else:
