@@ -12,7 +12,7 @@ from typing import Any
 from aiolb import logs, loops, privileges, sockets
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
-from aiolb.lanes import received_at
+from aiolb.lane import received_at
 from aiolb.protocol import CURRENT_TRANSPORT
 from aiolb.receive.contract import Datagram
 from aiolb.server import ApplicationError, Server

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiolb.lane import CURRENT_LANE, Lane
 from aiolb.receive.step import PlainStepper
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aiolb.receive.contract import Datagram
-    from aiolb.receive.step import Stepper, StepperFactory
+    from aiolb.receive.step import StepperFactory
 
 # Seconds for which a lane handles datagrams before it lets timers and other tasks run, and how many it handles
 # between two looks at the clock.
@@ -49,63 +48,6 @@ class Surroundings(Protocol):
     def report(self, error: BaseException, in_hand: tuple[Datagram, ...]) -> None:
         """Tell of what a handler raised."""
         ...
-
-
-class Lane:
-    """One task that runs handlers, one at a time.
-
-    ``item`` (or ``batch``) is what its handler works on. ``source`` is set while the lane holds a source:
-    from the moment its handler is found suspended until everything in ``backlog`` is handled too. ``rest``
-    is what is left of a handler that was started in the name of the parked task.
-    """
-
-    __slots__ = ("backlog", "batch", "context", "rest", "source", "stepper", "task", "wakeup")
-
-    def __init__(self, stepper: Stepper, context: Context) -> None:
-        self.stepper = stepper
-        self.context = context
-        self.rest: Awaitable[None] | None = None
-        self.batch: tuple[Datagram, ...] = ()
-        self.source: Any = None
-        self.backlog: deque[Datagram] = deque()
-        self.task: asyncio.Task[None] | None = None
-        self.wakeup: asyncio.Future[None] | None = None
-
-    @property
-    def item(self) -> Datagram | None:
-        """The datagram in hand."""
-        return self.stepper.item
-
-    @item.setter
-    def item(self, item: Datagram | None) -> None:
-        self.stepper.item = item
-
-    def in_hand(self) -> tuple[Datagram, ...]:
-        """The datagrams whose handler has begun and not ended."""
-        return (self.item,) if self.item is not None else self.batch
-
-    def is_cancelled(self) -> bool:
-        """Whether somebody asked the task to end, and no handler took that for itself."""
-        return self.task is not None and self.task.cancelling() > 0
-
-    def wake(self) -> None:
-        """Let a parked task go on; one that was cancelled does anyway."""
-        if self.wakeup is not None and not self.wakeup.done():
-            self.wakeup.set_result(None)
-
-
-_CURRENT_LANE: ContextVar[Lane] = ContextVar("aiolb_lane")
-
-
-def received_at() -> int | None:
-    """When the kernel got the datagram in hand, in nanoseconds since 1970.
-
-    None outside of a handler, in a task that a handler started, and where no timestamps were asked for.
-    """
-    lane = _CURRENT_LANE.get(None)
-    if lane is None or lane.task is not asyncio.current_task():
-        return None
-    return getattr(lane.item, "received_at", None)
 
 
 class Lanes:
@@ -251,7 +193,7 @@ class Lanes:
         # A context of its own: a lane made after another's step must not inherit what handlers set there.
         stepper = self._stepper_factory(self.pending, self._holders, self._put_behind)
         lane = Lane(stepper, self._context.copy())
-        lane.context.run(_CURRENT_LANE.set, lane)
+        lane.context.run(CURRENT_LANE.set, lane)
         return lane
 
     def _open(self, lane: Lane) -> None:

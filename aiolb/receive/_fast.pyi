@@ -19,9 +19,9 @@ class Batch(Sequence[Datagram]):
 class FastReceiver:
     """A :class:`~aiolb.receive.contract.Receiver` of a UDP socket of IPv4 or IPv6, one system call per batch.
 
-    The GIL is released during that call. The address tuples of the senders seen last are kept, in about 1 MiB at
-    most however many send. ``batch`` buffers of ``size`` bytes are reused: the 4 MiB of the default take as much
-    memory as messages have filled so far.
+    The GIL is released during that call, unless the one before took fewer than 8 messages. The address tuples of the
+    senders seen last are kept, in about 1 MiB at most however many send. ``batch`` buffers of ``size`` bytes are
+    reused: the 4 MiB of the default take as much memory as messages have filled so far.
 
     Trains are split if UDP_GRO is on when the receiver is made. Raises ValueError for another kind of socket and
     for a number below 1 or a size over 65536, OSError if the socket is closed and timestamps are asked for;

@@ -9,7 +9,7 @@ from aiolb.receive.contract import Datagram
 class FastReplies:
     """A :class:`~aiolb.receive.contract.Replies` for a UDP socket of IPv4 or IPv6; it holds 64 datagrams at most.
 
-    The GIL is released while they leave. Raises ValueError for another kind of socket, and RuntimeError when two
+    The GIL is released while more than 8 leave. Raises ValueError for another kind of socket, and RuntimeError when two
     threads flush at the same time.
     """
 
