@@ -242,11 +242,16 @@ def test_another_count(run):
     """Told of another number of members it says so in its log and its report."""
 
     async def live():
-        async with worker() as it:
-            await it.receiving()
-            it.order("count", count=5)
-            it.order("drain")
-            assert (await it.ended())["count"] == 5
+        with structlog.testing.capture_logs() as logged:
+            async with worker() as it:
+                await it.receiving()
+                it.order("count", count=5)
+                while "count_changed" not in (event["event"] for event in logged):  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0.005)
+                it.order("drain")
+                assert (await it.ended())["count"] == 5
+        (changed,) = [event for event in logged if event["event"] == "count_changed"]
+        assert (changed["before"], changed["now"]) == (2, 5)
 
     run(live())
 

@@ -121,12 +121,17 @@ async def test_a_child_that_holds_the_channel(script, monkeypatch):
         assert await worker.over(seconds=supervision.DEADLINE)
 
 
+def files_of(pid):
+    """What a process has open, by descriptor."""
+    return {file.name: str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+
 async def test_what_it_inherits(script):
     """A worker has its channel, its sockets and the standard streams, nothing else; and a session of its own."""
     with sockets.bind_reuseport(supervision.ANYWHERE) as sock, sockets.bind_reuseport(supervision.ANYWHERE) as other:
         async with started(script, sock) as worker:
             await worker.reaches("prepared")
-            files = {file.name: str(file.readlink()) for file in Path(f"/proc/{worker.pid}/fd").iterdir()}
+            files = files_of(worker.pid)
             inode = os.fstat(sock.fileno()).st_ino
             assert files[str(sock.fileno())] == f"socket:[{inode}]"
             assert f"socket:[{os.fstat(other.fileno()).st_ino}]" not in files.values()
