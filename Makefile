@@ -14,13 +14,14 @@ FOR_TEST := .venv/.installed-dev
 COMPILED := pyproject.toml setup.py $(wildcard aiolb/*/*.pyx aiolb/*/*.pxd)
 KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
 
-.PHONY: help run test lint bench bytecode
+.PHONY: help run test lint bench chaos bytecode
 
 help:
 	@echo "make run       the demo: members, a flood, and a table of who got what"
 	@echo "make test      all tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmarks, and docs/performance.md with its plots from what they find"
+	@echo "make chaos     restarts, deaths and stalls under load: what becomes of every datagram; as root, 25 minutes"
 	@echo "make bytecode  compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 
 run: $(FOR_RUN)
@@ -43,6 +44,9 @@ bench: $(FOR_BENCH)
 	@$(VENV_PYTHON) benchmarks/steering.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/startup.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/plots.py
+
+chaos: $(FOR_TEST)
+	@$(VENV_PYTHON) -m chaos $(ARGS)
 
 bytecode: $(FOR_RUN)
 	@tools/debian-packages python3-bpfcc || true

@@ -17,7 +17,8 @@ _SETTINGS = ("rcvbuf", "graceful_timeout", "concurrency", "backlog", "loop")
 class Assignment:
     """One worker's work; it travels as an argument of the worker's command line.
 
-    ``sockets``: address and descriptor of each bound socket. ``user``: whom to run as. ``kept``: a service manager
+    ``sockets``: address and descriptor of each bound socket. ``tally``: descriptor of its
+    :class:`aiolb.tally.Tally`. ``user``: whom to run as. ``kept``: a service manager
     keeps the sockets too, so that their queues outlive the supervisor. ``beat``: seconds between two signs of life.
     ``log``: the arguments of :func:`aiolb.logs.configure`.
     """
@@ -27,6 +28,7 @@ class Assignment:
     count: int
     balancer: str
     sockets: tuple[tuple[str, int], ...]
+    tally: int = -1
     user: str | None = None
     kept: bool = False
     beat: float = 1.0

@@ -19,6 +19,7 @@ from aiolb.config import ServeConfig
 from aiolb.protocol import Application, CollectorProtocol
 from aiolb.receive import choose
 from aiolb.stats import SocketStatistics
+from aiolb.tally import Tally
 from aiolb.transport import create_transport
 
 CANCEL_TIMEOUT = 5.0
@@ -59,7 +60,7 @@ class Listener:
             loop=asyncio.get_running_loop(),
         )
         self.transport, self.protocol = create_transport(
-            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver, parts.sender
+            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver, parts.replies
         )
 
     @classmethod
@@ -96,6 +97,12 @@ class Listener:
         """Receive, from the next turn of the running loop on, from a socket whose place somebody else takes care of."""
         place = UnmanagedPlace(config.count or 1)
         return cls(address, Joined(sock, place, balancer), application, config, forget=False)
+
+    def tell(self, tally: Tally, cell: int) -> None:
+        """Keep count in ``tally`` of what was taken and is not handled yet."""
+        protocol = self.protocol
+        protocol.datagrams_received = tally.counting(cell, protocol.datagrams_received, protocol.held)
+        self.transport.set_protocol(protocol)
 
     @property
     def count(self) -> int:

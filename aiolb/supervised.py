@@ -73,6 +73,8 @@ class SupervisedMember:
         """Workers that it has had."""
         self.killed = 0
         """Workers among them that ended without a report."""
+        self.lost_at_most = 0
+        """Datagrams that those had in their memory, at most."""
         self.sums: Counter[str] = Counter()
         """The sums of the counters that the others reported."""
         self.collectors: list[Any] = []
@@ -169,7 +171,13 @@ class SupervisedMember:
         self._replaced.clear()
         self._steady.clear()
         restart = self._restarts.died(time.monotonic())
-        self._log.error("worker_died", pid=worker.pid, reason=_reason(worker), restart_in=round(restart.delay, 3))
+        self._log.error(
+            "worker_died",
+            pid=worker.pid,
+            reason=_reason(worker),
+            restart_in=round(restart.delay, 3),
+            lost_at_most=worker.held,
+        )
         self._take_report(worker)
         if restart.out:
             self._steady.set()
@@ -196,6 +204,7 @@ class SupervisedMember:
         self._living.remove(worker)
         if worker.report is None:
             self.killed += worker.has("receiving")
+            self.lost_at_most += worker.held
             return
         report = dict(worker.report)
         collector = report.pop("collector")

@@ -342,6 +342,7 @@ def _report_of(member: SupervisedMember) -> dict[str, Any]:
         "index": member.index,
         "workers": member.workers,
         "killed": member.killed,
+        "lost_at_most": member.lost_at_most,
         **member.sums,
         "collector": member.collectors,
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from aiolb.receive.contract import Datagram, Receiver, ReceiverFactory, Sender, SenderFactory
+    from aiolb.receive.contract import Datagram, Receiver, ReceiverFactory, Replies, RepliesFactory
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
@@ -36,7 +36,7 @@ def create_transport(
     sock: socket.socket,
     protocol_factory: Callable[[], _P],
     receiver_factory: ReceiverFactory = PlainReceiver,
-    sender_factory: SenderFactory | None = None,
+    replies_factory: RepliesFactory | None = None,
 ) -> tuple[DatagramTransport, _P]:
     """Make a protocol and its transport over a bound, non-blocking UDP socket.
 
@@ -45,8 +45,8 @@ def create_transport(
     ``connection_made`` raise is passed on, and the socket is the caller's to close.
     """
     protocol = protocol_factory()
-    sender = sender_factory(sock) if sender_factory is not None else None
-    return DatagramTransport(loop, sock, protocol, receiver_factory(sock), sender), protocol
+    replies = replies_factory(sock) if replies_factory is not None else None
+    return DatagramTransport(loop, sock, protocol, receiver_factory(sock), replies), protocol
 
 
 class DatagramTransport(asyncio.DatagramTransport):
@@ -57,7 +57,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     ``datagram_received`` for each datagram. ``pause_reading``, ``resume_reading`` and ``is_reading`` are
     those of ``asyncio.ReadTransport``.
 
-    With a ``sender``, what is sent between ``cork`` and ``uncork`` leaves together.
+    With ``replies``, what is sent between ``cork`` and ``uncork`` leaves together.
 
     ``datagrams_sent``, ``bytes_sent`` and ``send_errors`` count what was sent; ``receiver`` counts what
     was received. Source: "Transports and Protocols" in the asyncio documentation.
@@ -69,7 +69,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
         receiver: Receiver,
-        sender: Sender | None = None,
+        replies: Replies | None = None,
     ) -> None:
         peername = _peername(sock)
         super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": peername})
@@ -82,7 +82,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._fd = sock.fileno()
         self._peername = peername
         self._connected = peername is not None
-        self._sender = None if self._connected else sender
+        self._replies = None if self._connected else replies
         self._corked = False
         self._holding = False
         self._reading = False
@@ -161,16 +161,16 @@ class DatagramTransport(asyncio.DatagramTransport):
     @property
     def datagrams_sent(self) -> int:
         """Datagrams that the kernel took."""
-        return self._datagrams_sent + (self._sender.datagrams_sent if self._sender is not None else 0)
+        return self._datagrams_sent + (self._replies.datagrams_sent if self._replies is not None else 0)
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of payload in them."""
-        return self._bytes_sent + (self._sender.bytes_sent if self._sender is not None else 0)
+        return self._bytes_sent + (self._replies.bytes_sent if self._replies is not None else 0)
 
     def cork(self) -> None:
         """Hold what is sent until ``uncork`` is called, which must be before the loop turns; up to 64 datagrams."""
-        self._corked = self._sender is not None
+        self._corked = self._replies is not None
 
     def uncork(self) -> None:
         """Send in one system call what was held."""
@@ -246,25 +246,25 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _hold(self, data: bytes, addr: Any) -> bool:
         """Keep a datagram until the transport is uncorked; false when it must go the usual way, behind the others."""
-        if self._buffer or self._sender is None:
+        if self._buffer or self._replies is None:
             return False
-        if not self._sender.hold(data, addr):
+        if not self._replies.hold(data, addr):
             self._flush()
-            if self._buffer or not self._sender.hold(data, addr):
+            if self._buffer or not self._replies.hold(data, addr):
                 return False
         self._holding = True
         return True
 
     def _flush(self) -> None:
-        self._holding, sender = False, self._sender
-        while sender is not None and len(sender):
+        self._holding, replies = False, self._replies
+        while replies is not None and len(replies):
             try:
-                sender.flush()
+                replies.flush()
             except (BlockingIOError, InterruptedError):
-                for data, addr in sender.release():
+                for data, addr in replies.release():
                     self._enqueue(data, addr)
             except OSError as error:
-                sender.drop()
+                replies.drop()
                 self.send_errors += 1
                 self._protocol.error_received(error)
 
@@ -331,8 +331,8 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def abort(self) -> None:
         """Close without sending what is buffered."""
-        if self._sender is not None:
-            self._sender.release()
+        if self._replies is not None:
+            self._replies.release()
         self.pause_reading()
         self._closing = True
         if self._buffer:

@@ -12,6 +12,7 @@ import structlog
 from aiolb import logs, signals
 from aiolb.listener import Listener
 from aiolb.server import Server, reopening_log, run_until
+from aiolb.tally import Tally
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -47,6 +48,7 @@ class Worker:
         for sock in self._sockets.values():
             sock.set_inheritable(False)  # not for what handlers start
             sock.setblocking(False)
+        self._tally = Tally(assignment.tally, len(self._sockets))
         self._server = Server(application, config)
 
     async def serve(self) -> None:
@@ -75,9 +77,11 @@ class Worker:
         await self._server.watch()
 
     def _listen(self, address: Address) -> Listener:
-        return Listener.inherited(
+        listener = Listener.inherited(
             address, self._sockets[address], self._assignment.balancer, self._application, self._server.config
         )
+        listener.tell(self._tally, len(self._server.listeners))
+        return listener
 
     async def _end(self) -> None:
         if not self._server.prepared:
@@ -118,6 +122,8 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
+            for cell, listener in enumerate(self._server.listeners):
+                self._tally.update(cell, listener.protocol.held())
             statistics = self._server.statistics()
             self._channel.send(
                 "beat",

@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from aiolb.channel import Channel
 from aiolb.errors import StartError
+from aiolb.tally import Tally
 
 if TYPE_CHECKING:
     from aiolb.assignment import Assignment
@@ -27,9 +29,12 @@ LAST_WORDS = 1.0
 class WorkerProcess:
     """One worker, from ``start`` to ``over``; whoever starts it waits for ``over``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, tally: Tally) -> None:
+        self.held = 0
+        """Datagrams that it had taken and not handled, at most; known when it has ended."""
         self._process = process
         self._channel = channel
+        self._tally = tally
         self._milestones = {name: asyncio.Event() for name in MILESTONES}
         self._over = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
@@ -46,10 +51,15 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, command: Sequence[str], assignment: Assignment) -> Self:
-        """Run ``command`` with the number of its channel and the assignment as further arguments. Raises StartError."""
+        """Run ``command`` with the number of its channel and the assignment, plus a tally, as further arguments.
+
+        Raises StartError.
+        """
         ours, theirs = socket.socketpair()
+        tally = Tally.create(len(assignment.sockets))
+        assignment = replace(assignment, tally=tally.descriptor)
         with theirs:
-            descriptors = [theirs.fileno(), *(number for _, number in assignment.sockets)]
+            descriptors = [theirs.fileno(), tally.descriptor, *(number for _, number in assignment.sockets)]
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -62,9 +72,10 @@ class WorkerProcess:
                 )
             except OSError as error:
                 ours.close()
+                tally.close()
                 raise StartError(f"a worker cannot be started with {command[0]}: {error.strerror}") from error
         ours.setblocking(False)
-        return cls(process, await Channel.over(ours))
+        return cls(process, await Channel.over(ours), tally)
 
     @property
     def pid(self) -> int:
@@ -139,4 +150,6 @@ class WorkerProcess:
         await asyncio.wait([self._listening], timeout=LAST_WORDS)
         self._listening.cancel()
         await self._channel.close()
+        self.held = self._tally.total
+        self._tally.close()
         self._over.set()

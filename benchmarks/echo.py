@@ -13,12 +13,10 @@ from echoes import ECHOES
 from results import Spread, console, write
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from tables import PERCENTILES, short
+from tables import ON_TIME, PERCENTILES, short
 
 BASELINE = "uvloop callback"
 IN_C = "C recvfrom, sendto"
-ON_TIME = 0.98
-"""Share of the rate from which a server counts as keeping up."""
 
 NOTES = f"""\
 Medians of the rounds. Each source has one datagram in flight; a round trip counts from the time at which the datagram

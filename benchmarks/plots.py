@@ -31,6 +31,10 @@ def main(*, docs: Path, plots: bool) -> None:
     page.write_text(filled(page.read_text(), parts(contents)))
     for name in BENCHMARKS:
         console.print(f"{name}: {'shown' if name in contents else 'was not run, and stays as it was'}")
+    if missing := goals.JUDGES.keys() - contents.keys():
+        console.print(
+            f"goals: stay as they were, and belong to older tables: no results of {', '.join(sorted(missing))}"
+        )
 
 
 def draw(contents: goals.Contents, docs: Path) -> None:

@@ -9,8 +9,12 @@ from results import Spread
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
 MEMBER = "aiolb serve"
-MILLISECONDS_FROM = 10_000
-"""Microseconds from which a time is told in ms."""
+MILLISECONDS_FROM, SECONDS_FROM = 10_000, 1_000_000
+"""Microseconds from which a time is told in ms, and in s."""
+ON_TIME = 0.98
+"""Share of the rate from which a server counts as keeping up."""
+QUIET = 0.1
+"""Share of the CPUs that others may use before a measurement means little."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
@@ -35,10 +39,11 @@ def machine(contents: dict[str, dict[str, Any]]) -> str:
     found = [content["machine"] for content in contents.values()]
     where = found[-1]
     others, stolen = (max(machine[key] for machine in found) for key in ("used_by_others", "stolen"))
+    warning = "" if others + stolen < QUIET else " **The machine was not quiet: do not quote these numbers.**"
     return (
         f"{where['cpus']} CPUs of {where['cpu']}, Linux {where['kernel']}, Python {where['python']}, "
         f"uvloop {where['uvloop']}, aiolb {where['aiolb']}. While a benchmark ran, other processes used up to "
-        f"{others:.0%} of the CPUs, and other virtual machines up to {stolen:.0%}.\n"
+        f"{others:.0%} of the CPUs, and other virtual machines up to {stolen:.0%}.{warning}\n"
     )
 
 
@@ -90,8 +95,10 @@ def echo(content: dict[str, Any]) -> str:
 
 
 def short(microseconds: float) -> str:
-    """A time in µs, or in ms where that is shorter."""
-    return f"{microseconds:.0f}" if microseconds < MILLISECONDS_FROM else f"{microseconds / 1e3:,.0f} ms"
+    """A time in µs, or with another unit where that is shorter."""
+    if microseconds >= SECONDS_FROM:
+        return f"{microseconds / 1e6:.1f} s"
+    return f"{microseconds:.0f}" if microseconds < MILLISECONDS_FROM else f"{microseconds / 1e3:.0f} ms"
 
 
 def steering(content: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import structlog
 from aiolb.errors import StartError
 from aiolb.receive import choose
 
-COMPILED = ("_fast", "_fast_pending", "_fast_send", "_fast_step")
+COMPILED = ("_fast", "_fast_pending", "_fast_replies", "_fast_step")
 
 
 @pytest.fixture

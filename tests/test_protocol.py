@@ -16,7 +16,8 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiolb import protocol as module
+from aiolb import lanes as module
+from aiolb import protocol as protocol_module
 from aiolb.errors import ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT, CollectorProtocol
 
@@ -389,7 +390,7 @@ def test_an_exception_is_counted_logged_and_handed_on(run, logged):
 
 def test_like_errors_are_logged_once_a_second():
     """The first is logged, then one a second with the number that was left out."""
-    sampling = module._Sampling()
+    sampling = protocol_module._Sampling()
     times = [0.0, 0.1, 0.9, 1.0, 1.5, 5.0, 5.5, 6.0]
     assert [sampling.admit(now) for now in times] == [0, None, None, 2, None, 1, None, 1]
 
@@ -433,13 +434,13 @@ def test_a_cancellation_from_within_is_an_error_like_any_other(run, blocked_befo
         first = "a:block x" if blocked_before else "a:dead"
         protocol.datagrams_received(datagrams(first, "a:1", "b:1", "a:2"))
         await settle(protocol)
-        lanes = {lane.task for lane in protocol._lanes}
+        lanes = {lane.task for lane in protocol._lanes.all}
         app.gates[b"x"].set()
         await protocol.drained()
         assert [d for source, d in app.begun if source == "a"] == [first[2:].encode(), b"1", b"2"]
         assert [kind for kind, *_ in app.errors] == [asyncio.CancelledError]
         assert counts(protocol, "handled", "errors") == (3, 1)
-        assert {lane.task for lane in protocol._lanes} == lanes
+        assert {lane.task for lane in protocol._lanes.all} == lanes
         await protocol.aclose()
 
     run(main)
@@ -500,16 +501,16 @@ def test_a_cancelled_parked_lane_is_passed_over(run):
         protocol, _ = make(app)
         protocol.datagrams_received(datagrams("a:1"))
         await protocol.drained()
-        (parked,) = protocol._lanes
+        (parked,) = protocol._lanes.all
         parked.task.cancel()
         protocol.datagrams_received(datagrams("a:2"))
         await protocol.drained()
         assert app.begun == [("a", b"1"), ("a", b"2")]
-        (lane,) = protocol._lanes
+        (lane,) = protocol._lanes.all
         assert lane is not parked
         lane.task.cancel()
         await settle(protocol)
-        assert (protocol._idle, counts(protocol, "lanes")) == ([], (0,))
+        assert (protocol._lanes.door.parked, counts(protocol, "lanes")) == ([], (0,))
         protocol.datagrams_received(datagrams("a:3"))
         await protocol.drained()
         assert counts(protocol, "handled", "lanes") == (3, 1)
@@ -527,7 +528,7 @@ def test_a_lane_that_is_cancelled_as_it_is_appointed_loses_nothing(run):
         for turn in range(4):
             protocol.datagrams_received(datagrams(f"a:{turn}"))
             if turn % 2 == 0:
-                protocol._runner.task.cancel()
+                protocol._lanes.door.runner.task.cancel()
             await protocol.drained()
         assert [datagram for _, datagram in app.begun] == [b"0", b"1", b"2", b"3"]
         assert counts(protocol, "handled", "errors", "lanes") == (4, 0, 1)
@@ -790,7 +791,7 @@ async def warm(protocol):
     """Leave one parked lane behind."""
     protocol.datagrams_received(datagrams("w:warm"))
     await protocol.drained()
-    (lane,) = protocol._lanes
+    (lane,) = protocol._lanes.all
     return lane
 
 
@@ -819,7 +820,7 @@ def test_a_parked_lane_handles_at_once(run):
         await asyncio.sleep(0)
         assert done == [(3, 0, 0), None]
         assert seen == [(lane.task, value, transport) for value in ("unset", b"warm", b"1")]
-        assert protocol._idle == [lane]
+        assert protocol._lanes.door.parked == [lane]
         await protocol.drained()
         await protocol.aclose()
 
@@ -867,7 +868,7 @@ def test_a_handler_that_started_at_once_may_wait(run):
         app.gates[b"x"].set()
         await protocol.drained()
         assert outcome == [(True, 0)]
-        assert lane in protocol._lanes
+        assert lane in protocol._lanes.all
         assert [d for s, d in app.begun if s == "a"] == [b"timeout", b"1"]
         assert counts(protocol, "handled", "errors") == (5, 0)
         await protocol.aclose()
@@ -999,7 +1000,7 @@ def test_a_turn_that_is_over_is_continued_by_the_lane(run, monkeypatch):
         assert (then.handled, then.pending) == (1 + module._STEP, 200 - module._STEP)
         await protocol.drained()
         assert counts(protocol, "handled", "lanes") == (201, 1)
-        assert protocol._idle == [lane]
+        assert protocol._lanes.door.parked == [lane]
         await protocol.aclose()
 
     run(main)
@@ -1093,7 +1094,7 @@ def test_batch_lane_survives_cancellation(run):
         protocol.datagrams_received(datagrams("a:block x", "b:1"))
         await settle(protocol)
         protocol.datagrams_received(datagrams("c:1"))
-        next(iter(protocol._lanes)).task.cancel()
+        next(iter(protocol._lanes.all)).task.cancel()
         await protocol.drained()
         assert counts(protocol, "handled", "errors", "lanes") == (1, 2, 1)
         await protocol.aclose()
@@ -1298,7 +1299,7 @@ class Schedule:
         elif action == "release":
             self.app.release(n)
         elif action == "kick":
-            lanes = sorted(self.protocol._lanes, key=lambda lane: lane.task.get_name())
+            lanes = sorted(self.protocol._lanes.all, key=lambda lane: lane.task.get_name())
             if lanes:
                 lanes[n % len(lanes)].task.cancel()
         else:
@@ -1335,7 +1336,7 @@ class Schedule:
     async def finish(self):
         """Let every handler return, deliver the rest, and see each datagram handled once, in order."""
         self.app.open = True
-        while self.at < len(self.items) or not self.protocol._is_drained():
+        while self.at < len(self.items) or not self.protocol._lanes.is_drained():
             self.app.release(0)
             self.deliver(7)
             await asyncio.sleep(0)
@@ -1398,13 +1399,13 @@ def test_any_schedule_of_batches(loop_name, plan, sizes, kicks):
         protocol, transport = make(app, batches=True, backlog=5)
         items = [(str(i).encode(), (source, i)) for i, (source, _) in enumerate(plan)]
         at = turn = 0
-        while at < len(items) or not protocol._is_drained():
+        while at < len(items) or not protocol._lanes.is_drained():
             if transport.reading and at < len(items):
                 size = sizes[turn % len(sizes)]
                 protocol.datagrams_received(items[at : at + size])
                 at += size
-            if turn in kicks and protocol._lanes:
-                next(iter(protocol._lanes)).task.cancel()
+            if turn in kicks and protocol._lanes.all:
+                next(iter(protocol._lanes.all)).task.cancel()
             turn += 1
             await asyncio.sleep(0)
         await protocol.drained()

@@ -121,17 +121,17 @@ CHOSEN = {}
 def chosen(parts, monkeypatch):
     """Run every test on all parts."""
     monkeypatch.setitem(CHOSEN, "receiver", parts.receiver)
-    monkeypatch.setitem(CHOSEN, "sender", parts.sender)
+    monkeypatch.setitem(CHOSEN, "replies", parts.replies)
 
 
 @contextmanager
-def made(sock, protocol_class=Recording, receiver_factory=None, sender_factory=None):
+def made(sock, protocol_class=Recording, receiver_factory=None, replies_factory=None):
     """A transport and its protocol over a socket, aborted in the end."""
     # The compiled parts are for UDP; a socket whose send buffer can be filled is not.
-    chosen = {"receiver": PlainReceiver, "sender": None} if sock.family == socket.AF_UNIX else CHOSEN
-    receiver_factory, sender_factory = receiver_factory or chosen["receiver"], sender_factory or chosen["sender"]
+    chosen = {"receiver": PlainReceiver, "replies": None} if sock.family == socket.AF_UNIX else CHOSEN
+    receiver_factory, replies_factory = receiver_factory or chosen["receiver"], replies_factory or chosen["replies"]
     transport, protocol = create_transport(
-        asyncio.get_running_loop(), sock, protocol_class, receiver_factory, sender_factory
+        asyncio.get_running_loop(), sock, protocol_class, receiver_factory, replies_factory
     )
     try:
         yield transport, protocol
@@ -418,8 +418,8 @@ async def read(peer, n):
     return found
 
 
-class HoldingSender:
-    """A sender whose kernel answers as told: a number of datagrams, or an error."""
+class HoldingReplies:
+    """Replies whose kernel answers as told: a number of datagrams, or an error."""
 
     def __init__(self, *answers, room=64):
         self.answers = list(answers)
@@ -461,17 +461,17 @@ def test_what_is_sent_between_cork_and_uncork_leaves_together(run):
     """It is held until then, in order; before and after, a datagram leaves at once."""
 
     async def main():
-        sender = HoldingSender()
-        with udp("127.0.0.9") as peer, made(udp(), sender_factory=lambda _: sender) as (transport, _):
+        replies = HoldingReplies()
+        with udp("127.0.0.9") as peer, made(udp(), replies_factory=lambda _: replies) as (transport, _):
             addr = peer.getsockname()
             transport.sendto(b"before", addr)
             transport.cork()
             for i in range(3):
                 transport.sendto(b"%d" % i, addr)
-            assert (len(sender), transport.datagrams_sent) == (3, 1)
+            assert (len(replies), transport.datagrams_sent) == (3, 1)
             transport.uncork()
             transport.sendto(b"after", addr)
-            assert sender.sent == [(b"0", addr), (b"1", addr), (b"2", addr)]
+            assert replies.sent == [(b"0", addr), (b"1", addr), (b"2", addr)]
             assert [peer.recv(9) for _ in range(2)] == [b"before", b"after"]
             assert (transport.datagrams_sent, transport.bytes_sent) == (5, 14)
 
@@ -479,18 +479,18 @@ def test_what_is_sent_between_cork_and_uncork_leaves_together(run):
 
 
 def test_what_cannot_be_held_keeps_its_place(run):
-    """A full sender is emptied first, and so it is for an address that only the socket module can judge."""
+    """What is full is emptied first, and so it is for an address that only the socket module can judge."""
 
     async def main():
-        sender = HoldingSender(room=2)
-        with udp("127.0.0.9") as peer, made(udp(), sender_factory=lambda _: sender) as (transport, _):
+        replies = HoldingReplies(room=2)
+        with udp("127.0.0.9") as peer, made(udp(), replies_factory=lambda _: replies) as (transport, _):
             port = peer.getsockname()[1]
             transport.cork()
             for i in range(3):
                 transport.sendto(b"%d" % i, ("127.0.0.9", port))
-            assert ([data for data, _ in sender.sent], len(sender)) == ([b"0", b"1"], 1)
+            assert ([data for data, _ in replies.sent], len(replies)) == ([b"0", b"1"], 1)
             transport.sendto(b"3", ("localhost", port))
-            assert ([data for data, _ in sender.sent], len(sender)) == ([b"0", b"1", b"2"], 0)
+            assert ([data for data, _ in replies.sent], len(replies)) == ([b"0", b"1", b"2"], 0)
             assert transport.datagrams_sent == 4
             transport.uncork()
 
@@ -501,13 +501,13 @@ def test_held_datagrams_meet_errors_one_by_one(run):
     """An error costs the datagram that it belongs to, is counted and told; the others leave."""
 
     async def main():
-        sender = HoldingSender(1, OSError(errno.EPERM, "filtered"), OSError(errno.EMSGSIZE, "long"), 1)
-        with made(udp(), sender_factory=lambda _: sender) as (transport, protocol):
+        replies = HoldingReplies(1, OSError(errno.EPERM, "filtered"), OSError(errno.EMSGSIZE, "long"), 1)
+        with made(udp(), replies_factory=lambda _: replies) as (transport, protocol):
             transport.cork()
             for i in range(5):
                 transport.sendto(b"%d" % i, ("127.0.0.9", 9))
             transport.uncork()
-            assert [data for data, _ in sender.sent] == [b"0", b"3", b"4"]
+            assert [data for data, _ in replies.sent] == [b"0", b"3", b"4"]
             assert [error.errno for error in protocol.errors] == [errno.EPERM, errno.EMSGSIZE]
             assert (transport.datagrams_sent, transport.send_errors) == (3, 2)
 
@@ -518,8 +518,8 @@ def test_held_datagrams_are_buffered_when_there_is_no_room(run):
     """They leave later in their order, and what is sent meanwhile is behind them."""
 
     async def main():
-        sender = HoldingSender(1, BlockingIOError())
-        with udp("127.0.0.9") as peer, made(udp(), sender_factory=lambda _: sender) as (transport, _):
+        replies = HoldingReplies(1, BlockingIOError())
+        with udp("127.0.0.9") as peer, made(udp(), replies_factory=lambda _: replies) as (transport, _):
             addr = peer.getsockname()
             transport.cork()
             for i in range(3):
@@ -528,7 +528,7 @@ def test_held_datagrams_are_buffered_when_there_is_no_room(run):
             assert transport.get_write_buffer_size() == 2 * (1 + HEADER)
             transport.cork()
             transport.sendto(b"3", addr)
-            assert len(sender) == 0
+            assert len(replies) == 0
             transport.uncork()
             await turns()
             assert [peer.recv(9) for _ in range(3)] == [b"1", b"2", b"3"]
@@ -542,14 +542,14 @@ def test_the_end_of_a_corked_transport(run, ending, sent):
     """close() sends what is held, abort() forgets it."""
 
     async def main():
-        sender = HoldingSender()
-        with made(udp(), sender_factory=lambda _: sender) as (transport, protocol):
+        replies = HoldingReplies()
+        with made(udp(), replies_factory=lambda _: replies) as (transport, protocol):
             transport.cork()
             transport.sendto(b"held", ("127.0.0.9", 9))
             getattr(transport, ending)()
             transport.uncork()
             await lost(protocol)
-            assert [data for data, _ in sender.sent] == sent
+            assert [data for data, _ in replies.sent] == sent
 
     run(main)
 

@@ -9,7 +9,6 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -20,7 +19,7 @@ from aiolb.receive._linux cimport (
     sockaddr_in, sockaddr_in6, timespec,
 )
 
-from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, TimedDatagram
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(PyObject *)
@@ -94,7 +93,7 @@ cdef class FastReceiver:
             raise ValueError(f"size {size} is more than {BUFFER_SIZE}, and no message is longer")
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"a socket of IPv4 or IPv6 is needed, not {sock.family!r}")
-        self._sock = sock
+        self._fileno = sock.fileno
         self._book = AddressBook()
         self._batch = self._vlen = batch
         self._limit = limit
@@ -105,7 +104,6 @@ cdef class FastReceiver:
             sock.setsockopt(SOL_SOCKET, SO_TIMESTAMPNS, 1)
         # A datagram costs the kernel less when there is nothing to say beside it.
         self._control_size = sizeof(Control) if timestamps or _gives_trains(sock) else 0
-        self.timestamps = []
         self._allocate()
 
     def _allocate(self):
@@ -153,7 +151,6 @@ cdef class FastReceiver:
     def take(self):
         """Take one batch; see :meth:`aiolb.receive.contract.Receiver.take`."""
         cdef Batch batch = Batch.__new__(Batch), last = self._last
-        cdef int taken
         if self._busy:
             raise RuntimeError("the receiver is at work already")
         self._busy = True
@@ -161,13 +158,13 @@ cdef class FastReceiver:
             if last is not None:
                 # What nobody has looked at yet is still in the buffers. The variable keeps it alive meanwhile.
                 last.settle()
-            taken = self._fill(self._sock.fileno())
-            batch.left = self._measure(taken)
-            if self._stamped:
-                self._note_times(taken)
+            if not self.kept:
+                self._measure(self._fill(self._fileno()))
+            batch._message = self._first
+            batch.left = self._hand_out()
         finally:
             self._busy = False
-        if taken:
+        if batch.left:
             batch._receiver = self
             self._last = batch
         return batch
@@ -187,10 +184,9 @@ cdef class FastReceiver:
             raise OSError(error, os.strerror(error))
         return 0
 
-    cdef Py_ssize_t _measure(self, unsigned int taken):
-        """Read what came beside each message, and make it ready for the next call; the datagrams in all."""
+    cdef void _measure(self, unsigned int taken) noexcept:
+        """Read what came beside each message, and make it ready for the next call."""
         cdef unsigned int i, size, count, most = 1
-        cdef Py_ssize_t total = 0
         cdef mmsghdr *message
         for i in range(taken):
             message = &self._messages[i]
@@ -207,12 +203,21 @@ cdef class FastReceiver:
                 self.trains += 1
                 most = max(most, count)
             self._counts[i] = count
-            total += count
             self.bytes += size
             self._rearm(i)
         self.messages += taken
-        self.datagrams += total
+        self._first = 0
+        self.kept = taken
         self._vlen = max(1, min(self._batch, self._limit / most))
+
+    cdef Py_ssize_t _hand_out(self) noexcept:
+        """Messages until the limit is reached; the datagrams in them."""
+        cdef Py_ssize_t total = 0
+        while self.kept and total < self._limit:
+            total += self._counts[self._first]
+            self._first += 1
+            self.kept -= 1
+        self.datagrams += total
         return total
 
     cdef void _read_control(self, unsigned int i) noexcept:
@@ -225,13 +230,6 @@ cdef class FastReceiver:
                 time = <timespec *>CMSG_DATA(control)
                 self._stamps[i] = <unsigned long long>time.tv_sec * 1_000_000_000 + time.tv_nsec
             control = CMSG_NXTHDR(&self._messages[i].msg_hdr, control)
-
-    cdef int _note_times(self, unsigned int taken) except -1:
-        cdef unsigned int i
-        self.timestamps = []
-        for i in range(taken):
-            self.timestamps += [self._stamps[i]] * self._counts[i]
-        return 0
 
 
 cdef class Batch:
@@ -252,33 +250,37 @@ cdef class Batch:
     cdef object next(self):
         """Make the next datagram; there must be one."""
         cdef object datagram
-        cdef unsigned int size
         if self.left < 1:
             raise IndexError("no datagram is left in the batch")
         if self._made is not None:
-            datagram, self.addr = self._made[self._at]
-            self._at += 1
+            datagram = self._take_made()
         else:
             if self._count == 0:
                 self._open_message()
-            size = self._segment if self._segment < self._rest else self._rest
-            datagram = PyBytes_FromStringAndSize(self._data, size)
-            self._data += size
-            self._rest -= size
             self._count -= 1
+            datagram = PyBytes_FromStringAndSize(self._data, self._segment if self._count else self._tail)
+            self._data += self._segment
         self.left -= 1
         if self.left == 0:
             _let_go(self)
         return datagram
 
+    cdef object _take_made(self):
+        item = self._made[self._at]
+        self._at += 1
+        datagram, self.addr = item
+        self.stamp = 0 if type(item) is tuple else getattr(item, "received_at", 0)
+        return datagram
+
     cdef int _open_message(self) except -1:
         cdef FastReceiver receiver = self._receiver
-        cdef unsigned int i = self._message
+        cdef unsigned int i = self._message, size = receiver._messages[i].msg_len
         self.addr = receiver._book.find(&receiver._names[i])
-        self._data = <char *>receiver._vectors[i].iov_base
-        self._rest = receiver._messages[i].msg_len
+        self.stamp = receiver._stamps[i]
+        self._data = <const char *>receiver._vectors[i].iov_base
         self._segment = receiver._segments[i]
         self._count = receiver._counts[i]
+        self._tail = size - (self._count - 1) * self._segment
         self._message += 1
         return 0
 
@@ -301,15 +303,10 @@ cdef class Batch:
     cdef int _make_all(self) except -1:
         cdef Py_ssize_t i, total = self.left
         cdef list made = PyList_New(total)
-        cdef tuple item
-        cdef object datagram
+        cdef object item, datagram
         for i in range(total):
             datagram = self.next()
-            item = PyTuple_New(2)
-            Py_INCREF(datagram)
-            PyTuple_SET_ITEM(item, 0, datagram)
-            Py_INCREF(self.addr)
-            PyTuple_SET_ITEM(item, 1, self.addr)
+            item = item_of(datagram, self.addr, self.stamp)
             # It can be in no cycle: the garbage collector need not look at thousands of them.
             PyObject_GC_UnTrack(<PyObject *>item)
             Py_INCREF(item)
@@ -325,6 +322,11 @@ cdef inline void _let_go(Batch batch) noexcept:
         batch._receiver = None
         if receiver._last is batch:
             receiver._last = None
+
+
+cdef object item_of(object datagram, object addr, unsigned long long stamp):
+    """A datagram with its address, and with its time where there is one."""
+    return TimedDatagram(datagram, addr, stamp) if stamp else (datagram, addr)
 
 
 cdef Batch ready(object datagrams):

@@ -3,11 +3,13 @@
 from aiolb.receive._fast cimport Batch
 
 cdef class FastPending:
-    # `next` makes the datagram at the head of a queue that is not empty; `addr` is its address.
-    cdef Py_ssize_t size
-    cdef object addr
+    # The batch in front, which may be used up, and the others with the number of datagrams in them.
+    cdef Batch head
+    cdef Py_ssize_t behind
     cdef object _batches
-    cdef Batch _head
 
-    cdef object next(self)
+    cdef int advance(self) except -1
     cdef list _settle(self)
+
+cdef inline Py_ssize_t size_of(FastPending pending):
+    return pending.behind + (pending.head.left if pending.head is not None else 0)

@@ -3,7 +3,7 @@
 
 from collections import deque
 
-from aiolb.receive._fast cimport Batch, ready
+from aiolb.receive._fast cimport Batch, item_of, next_of, ready
 
 
 cdef class FastPending:
@@ -13,59 +13,65 @@ cdef class FastPending:
         self._batches = deque()
 
     def __len__(self):
-        return self.size
+        return size_of(self)
 
     def __bool__(self):
-        return self.size > 0
+        return size_of(self) > 0
 
     def __iter__(self):
         return iter(self._settle())
 
     def extend(self, datagrams):
         """Put a batch behind the others."""
-        cdef Batch batch
+        cdef Batch batch, over = self.head
         # A batch is used up by the queue that it is in: no other queue may share it.
         if type(datagrams) is Batch and not (<Batch>datagrams).queued:
             batch = datagrams
         else:
             batch = ready(datagrams)
-        if batch.left:
-            batch.queued = True
-            self.size += batch.left
+        if not batch.left:
+            return
+        batch.queued = True
+        if size_of(self):
+            self.behind += batch.left
             self._batches.append(batch)
+        else:
+            self.head = batch
 
     def popleft(self):
         """Take the datagram that is first. Raises IndexError when there is none."""
-        if not self.size:
+        cdef Batch head
+        if not self.advance():
             raise IndexError("no datagram is pending")
-        datagram = self.next()
+        head = self.head
+        datagram = next_of(head)
         # Read before a tuple is made, which may start the garbage collector and whatever that runs.
-        addr = self.addr
-        return (datagram, addr)
+        addr, stamp = head.addr, head.stamp
+        return item_of(datagram, addr, stamp)
 
     def clear(self):
         """Forget them all."""
-        self._batches.clear()
-        self._head = None
-        self.size = 0
+        # Held until the queue is empty, for whatever is run when it goes.
+        batches, head = self._batches, self.head
+        self._batches, self.head, self.behind = deque(), None, 0
+        del batches, head
 
-    cdef object next(self):
-        cdef Batch head = self._head
-        cdef object datagram
-        if head is None:
-            head = self._head = self._batches.popleft()
-        self.size -= 1
-        datagram = head.next()
-        self.addr = head.addr
-        if not head.left and self._head is head:
-            self._head = None
-        return datagram
+    cdef int advance(self) except -1:
+        """Bring a batch with datagrams to the front; false when there is none."""
+        cdef Batch over = self.head
+        if over is not None and over.left:
+            return True
+        if not self.behind:
+            return False
+        self.head = self._batches.popleft()
+        self.behind -= self.head.left
+        return True
 
     cdef list _settle(self):
         """All of them, as one list; they stay pending."""
         cdef list all = []
-        cdef Batch batch = self._head
-        if batch is not None:
+        cdef Batch batch = self.head
+        if batch is not None and batch.left:
             all += batch.settle()
         for batch in self._batches:
             all += batch.settle()

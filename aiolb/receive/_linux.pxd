@@ -56,6 +56,9 @@ cdef extern from "<time.h>" nogil:
         long tv_sec
         long tv_nsec
 
+    int CLOCK_MONOTONIC
+    int clock_gettime(int, timespec *)
+
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:
         uint32_t s_addr

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from aiolb.errors import StartError
-from aiolb.receive.contract import ReceiverFactory, SenderFactory
+from aiolb.receive.contract import ReceiverFactory, RepliesFactory
 from aiolb.receive.plain import PlainReceiver
 from aiolb.receive.step import PlainStepper, StepperFactory
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Interchangeable parts that belong together; without a ``sender`` each reply leaves at once.
+    """Interchangeable parts that belong together; without a ``replies`` each reply leaves at once.
 
     ``trains`` tells whether the receiver gains by UDP_GRO. The plain one does when trains come, but a single
     datagram costs it half as much again, because recvmsg() has to be asked for what is beside the datagram.
@@ -28,20 +28,20 @@ class Parts:
 
     receiver: ReceiverFactory
     stepper: StepperFactory
-    sender: SenderFactory | None
+    replies: RepliesFactory | None
     trains: bool
 
 
-PLAIN = Parts(PlainReceiver, PlainStepper, sender=None, trains=False)
+PLAIN = Parts(PlainReceiver, PlainStepper, replies=None, trains=False)
 
 
 def compiled() -> Parts:
     """The compiled parts. Raises ImportError where they were not built."""
     from aiolb.receive._fast import FastReceiver
-    from aiolb.receive._fast_send import FastSender
+    from aiolb.receive._fast_replies import FastReplies
     from aiolb.receive._fast_step import FastStepper
 
-    return Parts(FastReceiver, FastStepper, sender=FastSender, trains=True)
+    return Parts(FastReceiver, FastStepper, replies=FastReplies, trains=True)
 
 
 def best() -> Parts:

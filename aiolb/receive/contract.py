@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import socket
@@ -11,10 +11,26 @@ if TYPE_CHECKING:
 Datagram = tuple[bytes, Any]
 """One UDP payload and the address tuple that the socket module gives for it."""
 
+
+class TimedDatagram(tuple[bytes, Any]):  # noqa: SLOT001 - a tuple can have no slots
+    """A datagram that knows when the kernel got it, as receivers make them that were asked for timestamps.
+
+    ``received_at`` is in nanoseconds since 1970 (SO_TIMESTAMPNS, socket(7)); those of a train share one time.
+    """
+
+    received_at: int
+
+    def __new__(cls, datagram: bytes, addr: Any, received_at: int) -> Self:
+        """Make the pair."""
+        pair = super().__new__(cls, (datagram, addr))
+        pair.received_at = received_at
+        return pair
+
+
 BATCH = 64
 """Messages that a receiver takes at most in one call, unless told otherwise."""
 DATAGRAMS = 1024
-"""Datagrams that a receiver aims to hand out at most in one call, unless told otherwise."""
+"""Datagrams from which on a receiver adds no message to what one call hands out, unless told otherwise."""
 BUFFER_SIZE = 65536
 """Bytes of a message's buffer: no UDP payload and no train is longer (RFC 768: the length has 16 bits)."""
 
@@ -51,11 +67,8 @@ class Receiver(Protocol):
         ...
 
     @property
-    def timestamps(self) -> Sequence[int]:
-        """When the kernel got each datagram of the last batch, in nanoseconds since 1970 (SO_TIMESTAMPNS, socket(7)).
-
-        Empty unless the receiver was asked for it. Datagrams of a train share one time; 0 is an unknown time.
-        """
+    def kept(self) -> int:
+        """Messages that were taken off the socket, and that the next calls hand out: they make it readable no more."""
         ...
 
     def take(self) -> Sequence[Datagram]:
@@ -66,7 +79,8 @@ class Receiver(Protocol):
         """Take one batch of at most ``batch`` messages, with no waiting.
 
         A message is one datagram, or one train that is split here, so with UDP_GRO a list may be longer than
-        ``batch``. Where trains come, fewer messages are taken, so that a list has about ``limit`` datagrams.
+        ``batch``; but once it has ``limit`` datagrams or more, what is left of what was taken is kept for the next
+        call, and fewer messages are taken from then on where trains come.
         An empty list means that the queue was empty; a short one need not mean that. A datagram without
         payload is a datagram.
 
@@ -76,7 +90,7 @@ class Receiver(Protocol):
         ...
 
 
-class Sender(Protocol):
+class Replies(Protocol):
     """Holds datagrams for one non-blocking, unconnected socket, and lets them leave together; ``len()`` of them.
 
     The counters only grow.
@@ -119,17 +133,17 @@ class Sender(Protocol):
         ...
 
 
-class SenderFactory(Protocol):
-    """Makes the sender of a socket; a sender's class is one."""
+class RepliesFactory(Protocol):
+    """Makes the replies of a socket; their class is one."""
 
-    def __call__(self, sock: socket.socket, /) -> Sender:
-        """A sender for ``sock``, which must be non-blocking."""
+    def __call__(self, sock: socket.socket, /) -> Replies:
+        """Replies from ``sock``, which must be non-blocking."""
         ...
 
 
 class ReceiverFactory(Protocol):
     """Makes the receiver of a socket; every receiver's class is one."""
 
-    def __call__(self, sock: socket.socket, /) -> Receiver:
-        """A receiver of ``sock``, which must be non-blocking."""
+    def __call__(self, sock: socket.socket, /, *, timestamps: bool = False) -> Receiver:
+        """A receiver of ``sock``, which must be non-blocking; with ``timestamps`` of each :class:`TimedDatagram`."""
         ...

@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, TimedDatagram
 
 if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
@@ -45,14 +45,13 @@ class PlainReceiver:
         self.truncated = 0
         self.messages = 0
         self.trains = 0
-        self.timestamps: list[int] = []
+        self.kept = 0
         self._batch = batch
         self._limit = limit
         self._buffer = bytearray(size)
         self._view = memoryview(self._buffer)
         self._recvfrom_into = sock.recvfrom_into
         self._recvmsg_into = sock.recvmsg_into
-        self._stamped = timestamps
         if timestamps:
             sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._with_control = timestamps or _gives_trains(sock)
@@ -68,7 +67,6 @@ class PlainReceiver:
             error, self._error = self._error, None
             raise error
         batch: list[Datagram] = []
-        self.timestamps = []
         try:
             if self._with_control:
                 self._take_trains(batch)
@@ -105,14 +103,15 @@ class PlainReceiver:
             self.messages += 1
             self.bytes += size
             segment, stamp = _read_control(control)
-            before = len(batch)
             if not segment or size <= segment:
-                batch.append((bytes(view[:size]), addr))
+                pieces = [bytes(view[:size])]
             else:
                 self.trains += 1
-                batch += [(bytes(view[at : min(at + segment, size)]), addr) for at in range(0, size, segment)]
-            if self._stamped:
-                self.timestamps += [stamp] * (len(batch) - before)
+                pieces = [bytes(view[at : min(at + segment, size)]) for at in range(0, size, segment)]
+            if stamp:
+                batch += [TimedDatagram(piece, addr, stamp) for piece in pieces]
+            else:
+                batch += [(piece, addr) for piece in pieces]
             if len(batch) >= self._limit:
                 break
 

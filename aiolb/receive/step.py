@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from aiolb.receive.door import DoorFactory, PlainDoor
+
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from aiolb.receive.contract import Datagram
 
 Handler = Callable[[bytes, Any], Awaitable[None]]
@@ -52,6 +57,17 @@ class Stepper(Protocol):
         """
         ...
 
+    def run(self, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Take such steps until a handler is suspended, nothing is pending, or ``seconds`` are over.
+
+        The clock is looked at after each step. Raises what a handler raised.
+        """
+        ...
+
+    def run_in(self, context: Context, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """``run`` in a context, which nobody may have entered."""
+        ...
+
 
 class StepperFactory(Protocol):
     """Makes the stepper of a lane, and the queue that the steppers of all lanes share; a stepper's class is one."""
@@ -59,6 +75,11 @@ class StepperFactory(Protocol):
     @property
     def queue(self) -> Callable[[], Pending]:
         """Makes the queue."""
+        ...
+
+    @property
+    def door(self) -> DoorFactory:
+        """Makes the door before the queue."""
         ...
 
     def __call__(
@@ -76,6 +97,7 @@ class PlainStepper:
     """A :class:`Stepper` without compiled code."""
 
     queue: ClassVar[Callable[[], Pending]] = deque
+    door: ClassVar[DoorFactory] = PlainDoor
 
     __slots__ = ("_holders", "_pending", "_put_aside", "item")
 
@@ -112,6 +134,18 @@ class PlainStepper:
             return _Rest(coroutine, yielded)
         self.item = None
         return None
+
+    def run(self, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Run handlers for a turn; see :meth:`Stepper.run`."""
+        end = time.monotonic() + seconds
+        while True:
+            rest = self.step(handle, limit)
+            if rest is not None or not self._pending or time.monotonic() >= end:
+                return rest
+
+    def run_in(self, context: Context, handle: Handler, limit: int, seconds: float) -> Awaitable[None] | None:
+        """Run handlers in a context; see :meth:`Stepper.run_in`."""
+        return context.run(self.run, handle, limit, seconds)
 
 
 class _Rest:

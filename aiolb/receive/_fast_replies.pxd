@@ -1,11 +1,11 @@
-# The layout of the compiled sender.
+# The layout of the compiled replies.
 
 from aiolb.receive._linux cimport iovec, mmsghdr, sockaddr_in6
 
 cdef enum:
     HELD = 64
 
-cdef class FastSender:
+cdef class FastReplies:
     cdef readonly unsigned long long datagrams_sent
     cdef readonly unsigned long long bytes_sent
     cdef object _sock

@@ -1,12 +1,12 @@
-"""The compiled sender: datagrams are held, and leave together in one sendmmsg."""
+"""The compiled replies: datagrams are held, and leave together in one sendmmsg."""
 
 import socket
 from typing import Any
 
 from aiolb.receive.contract import Datagram
 
-class FastSender:
-    """A :class:`~aiolb.receive.contract.Sender` for a UDP socket of IPv4 or IPv6; it holds 64 datagrams at most.
+class FastReplies:
+    """A :class:`~aiolb.receive.contract.Replies` for a UDP socket of IPv4 or IPv6; it holds 64 datagrams at most.
 
     The GIL is released while they leave. Raises ValueError for another kind of socket, and RuntimeError when two
     threads flush at the same time.

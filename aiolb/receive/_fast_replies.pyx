@@ -1,5 +1,5 @@
 # cython: language_level=3, wraparound=False, binding=False
-"""The compiled sender: datagrams are held, and leave together in one sendmmsg."""
+"""The compiled replies: datagrams are held, and leave together in one sendmmsg."""
 
 import os
 import socket
@@ -16,8 +16,8 @@ cdef enum:
     ENTRIES = 4096
 
 
-cdef class FastSender:
-    """A :class:`~aiolb.receive.contract.Sender` for an IPv4 or IPv6 UDP socket; see the .pyi file."""
+cdef class FastReplies:
+    """A :class:`~aiolb.receive.contract.Replies` for an IPv4 or IPv6 UDP socket; see the .pyi file."""
 
     def __cinit__(self, sock):
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -32,7 +32,7 @@ cdef class FastSender:
         return self._count - self._first
 
     def hold(self, bytes data not None, addr):
-        """See :meth:`aiolb.receive.contract.Sender.hold`."""
+        """See :meth:`aiolb.receive.contract.Replies.hold`."""
         cdef bytes name
         cdef unsigned int i
         # Made first: it may start the garbage collector, and what that runs may hold or flush too.
@@ -53,7 +53,7 @@ cdef class FastSender:
         return True
 
     def flush(self):
-        """See :meth:`aiolb.receive.contract.Sender.flush`."""
+        """See :meth:`aiolb.receive.contract.Replies.flush`."""
         cdef int sent = 0, error = 0, fd = self._sock.fileno()
         cdef unsigned int i
         self._check_idle()
@@ -75,7 +75,7 @@ cdef class FastSender:
             self._forget()
 
     def drop(self):
-        """See :meth:`aiolb.receive.contract.Sender.drop`."""
+        """See :meth:`aiolb.receive.contract.Replies.drop`."""
         self._check_idle()
         if self._first < self._count:
             self._first += 1
@@ -83,7 +83,7 @@ cdef class FastSender:
             self._forget()
 
     def release(self):
-        """See :meth:`aiolb.receive.contract.Sender.release`."""
+        """See :meth:`aiolb.receive.contract.Replies.release`."""
         cdef list fresh = [], held = self._held
         cdef unsigned int first = self._first
         self._check_idle()

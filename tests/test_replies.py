@@ -1,4 +1,4 @@
-"""The compiled sender on real sockets: what is held leaves together, in order; errors and odd addresses."""
+"""The compiled replies on real sockets: what is held leaves together, in order; errors and odd addresses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROOM = 64
 
 
 @pytest.fixture
-def sender_of():
-    """The class of the sender; there is no other."""
+def replies_of():
+    """The class of the replies; there is no other."""
     try:
-        return choose.compiled().sender
+        return choose.compiled().replies
     except ImportError as error:
         pytest.skip(f"the compiled parts are not built: {error}")
 
@@ -33,34 +33,34 @@ def udp(host, family=socket.AF_INET):
     return sock
 
 
-def test_datagrams_leave_together_and_in_order(sender_of):
+def test_datagrams_leave_together_and_in_order(replies_of):
     """64 are held, each for its own address, and leave in one call; the next must wait for that."""
     with udp("127.0.0.1") as sock, udp("127.0.0.2") as first, udp("127.0.0.3") as second:
-        sender = sender_of(sock)
+        replies = replies_of(sock)
         peers = first, second
         for i in range(ROOM):
-            assert sender.hold(b"%d" % i, peers[i % 2].getsockname())
-        assert not sender.hold(b"more", first.getsockname())
-        assert (len(sender), sender.datagrams_sent) == (ROOM, 0)
-        sender.flush()
-        assert (len(sender), sender.datagrams_sent, sender.bytes_sent) == (0, ROOM, 10 + 2 * (ROOM - 10))
+            assert replies.hold(b"%d" % i, peers[i % 2].getsockname())
+        assert not replies.hold(b"more", first.getsockname())
+        assert (len(replies), replies.datagrams_sent) == (ROOM, 0)
+        replies.flush()
+        assert (len(replies), replies.datagrams_sent, replies.bytes_sent) == (0, ROOM, 10 + 2 * (ROOM - 10))
         assert [int(first.recv(9)) for _ in range(ROOM // 2)] == list(range(0, ROOM, 2))
         assert [int(second.recv(9)) for _ in range(ROOM // 2)] == list(range(1, ROOM, 2))
-        assert sender.hold(b"", first.getsockname())
-        sender.flush()
+        assert replies.hold(b"", first.getsockname())
+        replies.flush()
         assert first.recv(9) == b""
-        sender.flush()
+        replies.flush()
 
 
 @pytest.mark.parametrize(("host", "peer"), [("::1", "::1"), ("::", "::ffff:127.0.0.1")])
-def test_ipv6_addresses_are_taken_as_the_receiver_gives_them(sender_of, host, peer):
+def test_ipv6_addresses_are_taken_as_the_receiver_gives_them(replies_of, host, peer):
     """With four fields, with two, and mapped."""
     with udp(host, socket.AF_INET6) as sock, udp(host, socket.AF_INET6) as other:
         port = other.getsockname()[1]
-        sender = sender_of(sock)
-        assert sender.hold(b"four", (peer, port, 0, 0))
-        assert sender.hold(b"two", (peer, port))
-        sender.flush()
+        replies = replies_of(sock)
+        assert replies.hold(b"four", (peer, port, 0, 0))
+        assert replies.hold(b"two", (peer, port))
+        replies.flush()
         assert [other.recvfrom(9)[0] for _ in range(2)] == [b"four", b"two"]
 
 
@@ -83,65 +83,65 @@ def test_ipv6_addresses_are_taken_as_the_receiver_gives_them(sender_of, host, pe
         None,
     ],
 )
-def test_other_addresses_are_left_to_the_socket_module(sender_of, addr):
+def test_other_addresses_are_left_to_the_socket_module(replies_of, addr):
     """Names, short forms and mistakes are not held."""
     with udp("127.0.0.1") as sock:
-        sender = sender_of(sock)
-        assert not sender.hold(b"x", addr)
-        assert len(sender) == 0
+        replies = replies_of(sock)
+        assert not replies.hold(b"x", addr)
+        assert len(replies) == 0
 
 
-def test_an_error_belongs_to_the_first_that_is_left(sender_of):
+def test_an_error_belongs_to_the_first_that_is_left(replies_of):
     """What came before it has left; dropping it lets the rest leave."""
     with udp("127.0.0.1") as sock, udp("127.0.0.2") as peer:
-        sender = sender_of(sock)
+        replies = replies_of(sock)
         addr = peer.getsockname()
         for data in (b"1", bytes(65508), b"2", b"3"):
-            assert sender.hold(data, addr)
-        sender.flush()
-        assert (len(sender), sender.datagrams_sent) == (3, 1)
+            assert replies.hold(data, addr)
+        replies.flush()
+        assert (len(replies), replies.datagrams_sent) == (3, 1)
         with pytest.raises(OSError, match=rf"\[Errno {errno.EMSGSIZE}\]"):
-            sender.flush()
-        assert len(sender) == 3
-        sender.drop()
-        sender.flush()
+            replies.flush()
+        assert len(replies) == 3
+        replies.drop()
+        replies.flush()
         assert [peer.recv(9) for _ in range(3)] == [b"1", b"2", b"3"]
-        assert (len(sender), sender.datagrams_sent, sender.bytes_sent) == (0, 3, 3)
+        assert (len(replies), replies.datagrams_sent, replies.bytes_sent) == (0, 3, 3)
 
 
-def test_what_is_held_can_be_taken_back(sender_of):
+def test_what_is_held_can_be_taken_back(replies_of):
     """release() hands over what has not left, in order, and nothing is held then."""
     with udp("127.0.0.1") as sock:
-        sender = sender_of(sock)
+        replies = replies_of(sock)
         for i in range(3):
-            sender.hold(b"%d" % i, ("127.0.0.2", 9))
-        sender.drop()
-        assert sender.release() == [(b"1", ("127.0.0.2", 9)), (b"2", ("127.0.0.2", 9))]
-        assert len(sender) == 0
-        sender.drop()
-        assert sender.release() == []
+            replies.hold(b"%d" % i, ("127.0.0.2", 9))
+        replies.drop()
+        assert replies.release() == [(b"1", ("127.0.0.2", 9)), (b"2", ("127.0.0.2", 9))]
+        assert len(replies) == 0
+        replies.drop()
+        assert replies.release() == []
 
 
-def test_a_closed_socket_is_an_error(sender_of):
+def test_a_closed_socket_is_an_error(replies_of):
     """EBADF, and not what another socket with the same number holds."""
     with udp("127.0.0.1") as sock:
-        sender = sender_of(sock)
-        sender.hold(b"x", ("127.0.0.2", 9))
+        replies = replies_of(sock)
+        replies.hold(b"x", ("127.0.0.2", 9))
     with pytest.raises(OSError, match=r"\[Errno 9\]"):
-        sender.flush()
+        replies.flush()
 
 
-def test_many_addresses_take_no_more_memory(sender_of):
+def test_many_addresses_take_no_more_memory(replies_of):
     """What is kept of addresses is bounded, and each datagram still finds its own."""
     with udp("127.0.0.1") as sock:
-        sender = sender_of(sock)
+        replies = replies_of(sock)
         for i in range(10_000):
             addr = (f"127.1.{i >> 8}.{i & 255}", 9)
-            assert sender.hold(b"x", addr)
-            assert sender.release() == [(b"x", addr)]
+            assert replies.hold(b"x", addr)
+            assert replies.release() == [(b"x", addr)]
 
 
-def test_other_families_are_refused(sender_of):
+def test_other_families_are_refused(replies_of):
     """It writes addresses of IPv4 and IPv6 only."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="AF_UNIX"):
-        sender_of(sock)
+        replies_of(sock)
