@@ -165,8 +165,9 @@ class Log:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Script:
-    """What the workers do, and what they did."""
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """What the workers do, and what they did; a supervisor in the test looks after them often."""
+    monkeypatch.setattr("aiolb.supervisor.WATCH_INTERVAL", 0.02)
     return Script(tmp_path / "script")
 
 
@@ -186,7 +187,9 @@ class Script:
 
     def says(self, version: str, *words: str) -> None:
         """From now on workers start as this version, with these words of tests/scripted_worker.py."""
-        self.path.write_text("\n".join([version, *words]))
+        new = self.path.with_suffix(".new")
+        new.write_text("\n".join([version, *words]))
+        new.replace(self.path)  # at once: a worker may start at any moment
 
     @property
     def command(self) -> tuple[str, ...]:

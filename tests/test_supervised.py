@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from aiolb import supervised
+from aiolb import sockets, supervised
 from aiolb.assignment import Assignment
 from aiolb.errors import ConfigurationError, StartError
 from aiolb.recycling import RecycleLimit
@@ -57,7 +57,8 @@ class Places:
 class Run:
     """A member, what was logged, and how often a worker was started."""
 
-    def __init__(self, script, policy):
+    def __init__(self, script, sock, policy):
+        self._sockets = ((str(sockets.address_of(sock)), sock.fileno()),)
         self.script, self.places, self.stopping = script, Places(), asyncio.Event()
         self.refusal = None
         self.starts = 0
@@ -69,7 +70,7 @@ class Run:
         if self.refusal is not None:
             raise self.refusal
         work = Assignment(
-            app=str(self.script.path), index=0, count=1, balancer="none", sockets=(), beat=0.02, settings={}
+            app=str(self.script.path), index=0, count=1, balancer="none", sockets=self._sockets, beat=0.02, settings={}
         )
         return await WorkerProcess.start(self.script.command, work)
 
@@ -93,8 +94,8 @@ class Run:
 @asynccontextmanager
 async def member(script, **policy):
     """A member; ended at the end."""
-    with structlog.testing.capture_logs() as logged:
-        run = Run(script, WorkerPolicy(**{"graceful_timeout": 5} | policy))
+    with structlog.testing.capture_logs() as logged, sockets.bind_reuseport(supervision.ANYWHERE) as sock:
+        run = Run(script, sock, WorkerPolicy(**{"graceful_timeout": 5} | policy))
         run.logged, run.keeper = logged, None
         try:
             yield run

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import structlog.testing
@@ -17,6 +17,7 @@ from aiolb.assignment import Assignment
 from aiolb.channel import Channel
 from aiolb.config import ServeConfig
 from aiolb.server import ApplicationError
+from aiolb.tally import Tally
 from aiolb.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -103,13 +104,15 @@ async def worker(kind=Recorder, *, kept=False, beat=3600.0, graceful_timeout=30.
     app = kind()
     ours, theirs = socket.socketpair()
     channel = await Channel.over(ours)
-    with sockets.bind_reuseport(Address("127.0.0.1", 0)) as sock:
+    tally = Tally.create(1)
+    with closing(tally), sockets.bind_reuseport(Address("127.0.0.1", 0)) as sock:
         work = Assignment(
             app="",
             index=1,
             count=2,
             balancer="ebpf",
             sockets=((str(sockets.address_of(sock)), os.dup(sock.fileno())),),
+            tally=os.dup(tally.descriptor),
             kept=kept,
             beat=beat,
             settings=Assignment.settings_of(ServeConfig(graceful_timeout=graceful_timeout)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import os
 import signal
@@ -36,16 +37,21 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @asynccontextmanager
 async def started(script, *socks, beat=3600.0, linger=False):
-    """A worker process on these sockets, killed at the end."""
+    """A worker process on these sockets, or else one of its own, killed at the end."""
+    with sockets.bind_reuseport(supervision.ANYWHERE) as own:
+        worker = await WorkerProcess.start(script.command, assignment(script, *(socks or [own]), beat=beat))
+        try:
+            yield worker
+        finally:
+            if linger:
+                os.killpg(worker.pid, signal.SIGKILL)
+            await worker.end(within=0)
+
+
+def assignment(script, *socks, beat=3600.0):
+    """The work of a worker on these sockets."""
     pairs = tuple((str(sockets.address_of(sock)), sock.fileno()) for sock in socks)
-    work = Assignment(app=str(script.path), index=0, count=1, balancer="none", sockets=pairs, beat=beat)
-    worker = await WorkerProcess.start(script.command, work)
-    try:
-        yield worker
-    finally:
-        if linger:
-            os.killpg(worker.pid, signal.SIGKILL)
-        await worker.end(within=0)
+    return Assignment(app=str(script.path), index=0, count=1, balancer="none", sockets=pairs, beat=beat)
 
 
 async def test_a_life(script):
@@ -127,7 +133,7 @@ def files_of(pid):
 
 
 async def test_what_it_inherits(script):
-    """A worker has its channel, its sockets and the standard streams, nothing else; and a session of its own."""
+    """A worker has its channel and its sockets, and no other one; and a session of its own."""
     with sockets.bind_reuseport(supervision.ANYWHERE) as sock, sockets.bind_reuseport(supervision.ANYWHERE) as other:
         async with started(script, sock) as worker:
             await worker.reaches("prepared")
@@ -142,6 +148,20 @@ async def test_what_it_inherits(script):
 
 async def test_no_such_command(script):
     """A command that cannot be run is a failed start, and leaves nothing behind."""
-    work = Assignment(app=str(script.path), index=0, count=1, balancer="none", sockets=())
-    with pytest.raises(StartError, match=r"^a worker cannot be started with /nowhere: No such file or directory$"):
-        await WorkerProcess.start(["/nowhere"], work)
+    with sockets.bind_reuseport(supervision.ANYWHERE) as sock:
+        for _ in range(2):
+            with pytest.raises(StartError, match=r"^a worker cannot be started with /nowhere: No such file or dir"):
+                await WorkerProcess.start(["/nowhere"], assignment(script, sock))
+
+
+async def test_no_descriptors(script, monkeypatch):
+    """Where a channel or a tally cannot be had the start has failed, and leaves nothing behind."""
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with sockets.bind_reuseport(supervision.ANYWHERE) as sock:
+        for name in ("os.memfd_create", "socket.socketpair"):
+            monkeypatch.setattr(name, refuse)
+            with pytest.raises(StartError, match=r"^a worker cannot be started with .*: Too many open files$"):
+                await WorkerProcess.start(script.command, assignment(script, sock))
