@@ -12,6 +12,7 @@ from typing import Any
 from aiolb import logs, loops, privileges, sockets
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
+from aiolb.lanes import received_at
 from aiolb.protocol import CURRENT_TRANSPORT
 from aiolb.receive.contract import Datagram
 from aiolb.server import ApplicationError, Server
@@ -30,6 +31,9 @@ class Collector:
     Datagrams of one source are handled in order and one at a time; a handler that blocks holds up only its own
     source. One collector serves all addresses that it is bound to.
     """
+
+    timestamps = False
+    """Whether the kernel is to tell when it got each datagram, which costs a little; see ``received_at``."""
 
     _server: Any = None
 
@@ -77,6 +81,15 @@ class Collector:
             )
         transport: asyncio.DatagramTransport = listeners[0].transport
         return transport
+
+    @property
+    def received_at(self) -> int | None:
+        """When the kernel got the datagram in hand, in nanoseconds since 1970 (SO_TIMESTAMPNS, socket(7)).
+
+        None unless ``timestamps`` is set, and outside of ``handle``, also in tasks that it started: read it before.
+        In ``handle_batch`` each datagram of the batch has an attribute of this name.
+        """
+        return received_at()
 
     def statistics(self) -> CollectorStatistics:
         """What this collector received, handled and sent so far. Raises AiolbError before the start."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aiolb.receive.contract import Datagram
-    from aiolb.receive.step import Handler, Stepper, StepperFactory
+    from aiolb.receive.step import Stepper, StepperFactory
 
 # Seconds for which a lane handles datagrams before it lets timers and other tasks run, and how many it handles
 # between two looks at the clock.
@@ -142,7 +142,7 @@ class Lanes:
         self._context = context
         self._loop = loop
         self.pending = stepper.queue()
-        self.door = stepper.door(self, self.pending, loop, at_once=not batches, limit=_STEP, seconds=_TURN)
+        self.door = stepper.door(self, handlers, self.pending, loop, at_once=not batches, limit=_STEP, seconds=_TURN)
         self.waiting = 0
         self.errors = self.abandoned = 0
         self.all: set[Lane] = set()
@@ -195,10 +195,6 @@ class Lanes:
     # runner is None with datagrams pending only while every lane holds a source.
 
     # What the door calls
-
-    def handler(self) -> Handler:
-        """What handles a datagram."""
-        return self._handlers.handle
 
     def take_later(self, batch: Sequence[Datagram]) -> None:
         """Take a batch; its handlers start with a later turn of the loop."""

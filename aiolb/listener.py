@@ -59,8 +59,9 @@ class Listener:
             stepper=parts.stepper,
             loop=asyncio.get_running_loop(),
         )
+        receiver_factory = partial(parts.receiver, timestamps=application.timestamps)
         self.transport, self.protocol = create_transport(
-            asyncio.get_running_loop(), self._sock, protocol_factory, parts.receiver, parts.replies
+            asyncio.get_running_loop(), self._sock, protocol_factory, receiver_factory, parts.replies
         )
 
     @classmethod

@@ -38,6 +38,11 @@ class Application(Protocol):
     """What the protocol and the server ask of a collector."""
 
     @property
+    def timestamps(self) -> bool:
+        """Whether its datagrams are to know when the kernel got them."""
+        ...
+
+    @property
     def takes_batches(self) -> bool:
         """Whether ``handle_batch`` is to be called instead of ``handle``."""
         ...

@@ -63,6 +63,11 @@ class DatagramTransport(asyncio.DatagramTransport):
     was received. Source: "Transports and Protocols" in the asyncio documentation.
     """
 
+    cork: Callable[[], None]
+    """Hold what is sent until ``uncork`` is called, which must be before the loop turns; up to 64 datagrams."""
+    uncork: Callable[[], None]
+    """Send in one system call what was held."""
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -74,6 +79,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         peername = _peername(sock)
         super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": peername})
         self.receiver = receiver
+        self._take = receiver.take
         self.send_errors = 0
         self._datagrams_sent = 0
         self._bytes_sent = 0
@@ -83,8 +89,11 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._peername = peername
         self._connected = peername is not None
         self._replies = None if self._connected else replies
-        self._corked = False
-        self._holding = False
+        self._reply: Callable[[Any, Any], bool] | None = None
+        self.cork, self.uncork = _nothing, _nothing
+        if self._replies is not None:
+            self._replies.on_left = self._flush
+            self.cork, self.uncork = self._replies.cork, self._replies.uncork
         self._reading = False
         self._closing = False
         self._lost = False
@@ -92,6 +101,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._buffer_size = 0
         self._writing_paused = False
         self._late_sends = 0
+        self._update_reply()
         self.set_write_buffer_limits()
         self.set_protocol(protocol)
         self.resume_reading()
@@ -129,7 +139,21 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Deliver datagrams again. Does nothing when reading or closing."""
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._fd, self.receive_now)
+            self._loop.add_reader(self._fd, self._readable)
+            if self.receiver.kept:
+                self._come_again()
+
+    def _readable(self) -> None:
+        try:
+            batch = self._take()
+        except OSError as error:
+            self._protocol.error_received(error)
+            self.receive_now()
+            return
+        if batch:
+            self._deliver(batch)
+        if self.receiver.kept:
+            self._come_again()
 
     def receive_now(self) -> int:
         """Take one batch at once, also while reading is paused, and deliver it.
@@ -141,15 +165,28 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._closing:
                 break
             try:
-                batch = self.receiver.take()
+                batch = self._take()
             except OSError as error:
                 self._protocol.error_received(error)
                 continue
             count = len(batch)
             if count:
                 self._deliver(batch)
+            if self.receiver.kept:
+                self._come_again()
             return count
         return 0
+
+    def _come_again(self) -> None:
+        """Take what the receiver kept with the next turn of the loop, and not before: nothing else calls for it."""
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._loop.call_soon(self._take_kept)
+
+    def _take_kept(self) -> None:
+        if self._reading:
+            self._loop.add_reader(self._fd, self._readable)
+            self._readable()
 
     def _deliver_singly(self, batch: Sequence[Datagram]) -> None:
         for datagram, addr in batch:
@@ -168,16 +205,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Bytes of payload in them."""
         return self._bytes_sent + (self._replies.bytes_sent if self._replies is not None else 0)
 
-    def cork(self) -> None:
-        """Hold what is sent until ``uncork`` is called, which must be before the loop turns; up to 64 datagrams."""
-        self._corked = self._replies is not None
-
-    def uncork(self) -> None:
-        """Send in one system call what was held."""
-        self._corked = False
-        if self._holding:
-            self._flush()
-
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram, or buffer it while the socket's send buffer is full.
 
@@ -188,15 +215,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         a connected socket, and what the socket module raises (TypeError, OverflowError) for a malformed
         addr, unless the datagram was buffered: then the loop's exception handler is told.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"data must be a bytes-like object, not {type(data).__name__}")
-        self._check_destination(addr)
-        if self._closing:
-            self._ignore_late_send()
-        elif self._corked and self._hold(bytes(data), addr):
-            pass
-        elif self._buffer or not self._send(data, addr):
-            self._enqueue(bytes(data), addr)
+        if self._reply is None or not self._reply(data, addr):
+            self._send_carefully(data, addr)
 
     def get_write_buffer_size(self) -> int:
         """Bytes that are buffered, with 8 for the header of each datagram; not what is held until ``uncork``."""
@@ -221,6 +241,26 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._high_water, self._low_water = high, low
         self._update_flow()
 
+    def _send_carefully(self, data: bytes | bytearray | memoryview, addr: Any) -> None:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data must be a bytes-like object, not {type(data).__name__}")
+        self._check_destination(addr)
+        if self._closing:
+            self._ignore_late_send()
+            return
+        if self._replies is not None and len(self._replies):
+            # What is held goes first, and then there is room again.
+            self._flush()
+            if self._reply is not None and self._reply(bytes(data), addr):
+                return
+        if self._buffer or not self._send(data, addr):
+            self._enqueue(bytes(data), addr)
+
+    def _update_reply(self) -> None:
+        """Nothing may overtake what is buffered, and nothing is sent by a transport that closes."""
+        usable = self._replies is not None and not self._buffer and not self._closing
+        self._reply = self._replies.reply if self._replies is not None and usable else None
+
     def _check_destination(self, addr: Any) -> None:
         if self._connected and addr not in (None, self._peername):
             raise ValueError(f"addr must be None or {self._peername}, the socket is connected")
@@ -244,19 +284,8 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._bytes_sent += sent
         return True
 
-    def _hold(self, data: bytes, addr: Any) -> bool:
-        """Keep a datagram until the transport is uncorked; false when it must go the usual way, behind the others."""
-        if self._buffer or self._replies is None:
-            return False
-        if not self._replies.hold(data, addr):
-            self._flush()
-            if self._buffer or not self._replies.hold(data, addr):
-                return False
-        self._holding = True
-        return True
-
     def _flush(self) -> None:
-        self._holding, replies = False, self._replies
+        replies = self._replies
         while replies is not None and len(replies):
             try:
                 replies.flush()
@@ -272,6 +301,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         if not self._buffer:
             self._loop.add_writer(self._fd, self._writable)
         self._buffer.append((data, addr))
+        self._reply = None
         self._buffer_size += len(data) + _HEADER_SIZE
         self._update_flow()
 
@@ -281,6 +311,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 break
         if not self._buffer:
             self._loop.remove_writer(self._fd)
+            self._update_reply()
             if self._closing:
                 self._lose()
         self._update_flow()
@@ -326,6 +357,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._flush()
         self.pause_reading()
         self._closing = True
+        self._reply = None
         if not self._buffer:
             self._lose()
 
@@ -335,6 +367,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._replies.release()
         self.pause_reading()
         self._closing = True
+        self._reply = None
         if self._buffer:
             self._buffer_size -= sum(len(data) + _HEADER_SIZE for data, _ in self._buffer)
             self._buffer.clear()
@@ -358,6 +391,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Leave the socket to the caller, as if it had never been ours."""
         self.pause_reading()
         self._closing = True
+        self._reply = None
         if self._buffer:
             self._buffer.clear()
             self._loop.remove_writer(self._fd)
@@ -378,6 +412,10 @@ class DatagramTransport(asyncio.DatagramTransport):
     def _tell_loop(self, message: str, error: Exception) -> None:
         context = {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
         self._loop.call_exception_handler(context)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _peername(sock: socket.socket) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 
 import pytest
 import structlog.testing
@@ -14,6 +15,7 @@ from aiolb.address import Address
 from aiolb.builtin import Echo
 from aiolb.collector import check_class
 from aiolb.config import ServeConfig
+from aiolb.receive import choose
 from aiolb.server import ApplicationError, Server
 
 DEADLINE = 10
@@ -350,3 +352,76 @@ def test_bad_settings(settings, message):
     """Settings are checked before anything is started."""
     with pytest.raises(ConfigurationError, match=message):
         Echo.run(**settings)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_handler_may_ask_when_its_datagram_arrived(run, parts, monkeypatch, blocks):
+    """The time is that of the datagram in hand, also behind a wait and where it waited; elsewhere there is none."""
+    monkeypatch.setattr(choose, "best", lambda: parts)
+    found, elsewhere = {}, []
+
+    class Timed(Collector):
+        timestamps = True
+
+        async def other(self):
+            elsewhere.append(self.received_at)
+
+        async def handle(self, datagram, addr):  # noqa: ARG002 - as handlers are
+            before = self.received_at
+            if blocks:
+                await asyncio.create_task(self.other())
+            assert self.received_at == before
+            found[datagram] = before
+            if len(found) == 20:
+                complete.set()
+
+    complete = asyncio.Event()
+
+    async def live():
+        app = Timed()
+        async with started(app) as server:
+            with contextlib.ExitStack() as stack:
+                first, second = (stack.enter_context(Client(server.listeners[0].address)) for _ in range(2))
+                for number in range(10):
+                    first.send(b"1 %d" % number)
+                    second.send(b"2 %d" % number)
+                await complete.wait()
+        assert app.received_at is None
+
+    begin = time.time_ns()
+    run(live())
+    assert len(found) == 20
+    assert begin <= min(found.values()) <= max(found.values()) <= time.time_ns()
+    assert elsewhere == [None] * 20 * blocks
+
+
+def test_the_datagrams_of_a_batch_know_when_they_arrived(run, parts, monkeypatch):
+    """Each by itself; without timestamps they are plain pairs, and a handler has no time."""
+    monkeypatch.setattr(choose, "best", lambda: parts)
+
+    class Timed(Collector):
+        timestamps = True
+
+        async def handle_batch(self, batch):
+            got.extend((datagram, item.received_at) for item in batch for datagram in item[:1])
+            complete.set()
+
+    class Untimed(Collector):
+        async def handle(self, datagram, addr):  # noqa: ARG002 - as handlers are
+            got.append((datagram, self.received_at))
+            complete.set()
+
+    async def live(app):
+        async with started(app) as server:
+            with Client(server.listeners[0].address) as client:
+                client.send(b"x")
+                await complete.wait()
+
+    begin, got, complete = time.time_ns(), [], asyncio.Event()
+    run(live(Timed()))
+    ((datagram, received_at),) = got
+    assert datagram == b"x"
+    assert begin <= received_at <= time.time_ns()
+    got, complete = [], asyncio.Event()
+    run(live(Untimed()))
+    assert got == [(b"x", None)]

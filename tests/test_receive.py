@@ -13,7 +13,7 @@ import time
 import pytest
 
 from aiolb.receive import choose
-from aiolb.receive.contract import BATCH
+from aiolb.receive.contract import BATCH, DATAGRAMS
 from aiolb.receive.plain import PlainReceiver
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_PKTINFO = 8
+SO_RCVBUFFORCE = 33
 
 
 @pytest.fixture
@@ -194,32 +195,71 @@ def test_a_datagram_that_is_cut_counts(receiver_of, pair):
     assert (receiver.bytes, receiver.truncated) == (200, 1)
 
 
-def test_timestamps_are_those_of_the_kernel(receiver_of, pair):
-    """Asked for, each datagram of the last batch has the time of its arrival, those of a train the same."""
+def test_no_call_hands_out_much_more_than_the_limit(receiver_of, pair):
+    """Trains that come after single datagrams: what is over the limit is kept, and handed out before anything else."""
+    receiving, sending = pair
+    receiving.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    receiving.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+    receiver = receiver_of(receiving)
+    sending.send(b"single")
+    assert len(receiver.receive()) == 1
+    payload = b"".join(b"%02d" % i for i in range(64))
+    for _ in range(BATCH):
+        send_train(sending, payload, 2)
+    sending.send(b"behind")
+    received, sizes = [], []
+    while len(received) < BATCH * 64 + 1:
+        # What was handed out stays as it was when more is handed out.
+        batch = receiver.take()
+        sizes.append(len(batch))
+        received += batch
+    assert [int(datagram) for datagram, _ in received[:-1]] == list(range(64)) * BATCH
+    assert received[-1][0] == b"behind"
+    assert sizes == [DATAGRAMS] * (BATCH * 64 // DATAGRAMS) + [1]
+    assert (receiver.kept, receiver.datagrams, receiver.messages) == (0, BATCH * 64 + 2, BATCH + 2)
+    assert receiver.receive() == []
+
+
+def test_a_train_over_the_limit_is_handed_out_whole(receiver_of, pair):
+    """A message is never parted."""
+    receiving, sending = pair
+    receiving.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    receiver = receiver_of(receiving, limit=5)
+    for _ in range(2):
+        send_train(sending, b"x" * 30, 10)
+        send_train(sending, b"y" * 80, 10)
+    assert [len(receiver.receive()) for _ in range(3)] == [11, 11, 0]
+
+
+@pytest.mark.parametrize("door", ["take", "receive"])
+def test_timestamps_are_those_of_the_kernel(receiver_of, pair, door):
+    """Asked for, each datagram has the time of its arrival, those of a train the same."""
     receiving, sending = pair
     receiving.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     receiver = receiver_of(receiving, timestamps=True)
     before = time.time_ns()
     sending.send(b"alone")
     send_train(sending, b"x" * 300, 100)
-    assert len(receiver.receive()) == 4
+    batch = getattr(receiver, door)()
     # Right after the option is set, the kernel may take the time of reading instead (__sock_recv_timestamp()).
     after = time.time_ns()
-    first, *train = receiver.timestamps
+    addr = sending.getsockname()
+    assert list(batch) == [(b"alone", addr)] + [(b"x" * 100, addr)] * 3
+    first, *train = [item.received_at for item in batch]
     assert before <= first <= after
     assert before <= train[0] <= after
+    assert len(train) == 3
     assert len(set(train)) == 1
     assert receiver.receive() == []
-    assert list(receiver.timestamps) == []
 
 
 def test_without_being_asked_there_are_no_timestamps(receiver_of, pair):
-    """The list is empty then."""
+    """Datagrams are plain pairs then."""
     receiving, sending = pair
     receiver = receiver_of(receiving)
     sending.send(b"x")
-    receiver.receive()
-    assert list(receiver.timestamps) == []
+    (item,) = receiver.receive()
+    assert type(item) is tuple
 
 
 def test_an_ipv4_sender_of_an_ipv6_socket_is_mapped(receiver_of):

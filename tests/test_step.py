@@ -11,10 +11,12 @@ import sys
 import types
 import weakref
 from contextlib import ExitStack, suppress
+from contextvars import ContextVar, copy_context
 
 import pytest
 
 from aiolb.receive import choose
+from aiolb.receive.contract import TimedDatagram
 
 
 def items(*sources):
@@ -156,6 +158,88 @@ def test_datagrams_of_held_sources_are_put_aside(make):
 
     stepper.step(handle, 3)
     assert (seen, aside, len(queue)) == ([b"1"], [(b"0", ("a", 9)), (b"2", ("a", 9))], 1)
+
+
+def test_a_turn_ends_when_its_time_is_over(make):
+    """After each step the clock is looked at; with time left everything that is pending is handled."""
+    stepper, queue, _ = make(items(*"abcdefg"))
+    seen = []
+
+    async def handle(datagram, addr):
+        seen.append(datagram)
+
+    assert stepper.run(handle, 2, 0.0) is None
+    assert (len(seen), len(queue), stepper.item) == (2, 5, None)
+    assert stepper.run(handle, 2, 60.0) is None
+    assert (len(seen), len(queue), stepper.item) == (7, 0, None)
+    assert stepper.run(handle, 2, 60.0) is None
+
+
+def test_a_turn_that_began_short_ends_too(make):
+    """Handlers that make work for each other do not hold the turn for ever."""
+    stepper, queue, _ = make(items("a"))
+
+    async def handle(datagram, addr):
+        queue.extend(items("b", "b"))
+
+    assert stepper.run(handle, 2, 0.0) is None
+    assert len(queue) == 3
+
+
+def test_a_turn_ends_with_a_suspended_handler(make):
+    """What is left of it is returned, as by a step."""
+    stepper, queue, _ = make(items("a", "b", "c", "d"))
+
+    async def handle(datagram, addr):
+        if addr[0] == "c":
+            await turn("waiting")
+
+    rest = stepper.run(handle, 1, 60.0)
+    assert (len(queue), stepper.item) == (1, (b"2", ("c", 9)))
+    assert drive(rest) == ["waiting"]
+
+
+def test_a_turn_in_a_context(make):
+    """Handlers see and set its variables; it is left again, also when one raises."""
+    variable = ContextVar("variable", default="outside")
+    context = copy_context()
+    stepper, queue, _ = make(items("a", "b", "c"))
+    seen = []
+
+    async def handle(datagram, addr):
+        seen.append(variable.get())
+        variable.set(addr[0])
+        if addr[0] == "b":
+            raise ValueError("told")
+
+    with pytest.raises(ValueError, match="told"):
+        stepper.run_in(context, handle, 9, 60.0)
+    assert (variable.get(), context[variable], len(queue)) == ("outside", "b", 1)
+    assert stepper.run_in(context, handle, 9, 60.0) is None
+    assert (seen, variable.get(), context[variable]) == (["outside", "a", "b"], "outside", "c")
+    queue.extend(items("d"))
+    with pytest.raises(RuntimeError):
+        context.run(stepper.run_in, context, handle, 9, 60.0)
+    assert len(queue) == 1
+
+
+def test_the_time_of_a_datagram_stays_with_it(make):
+    """In hand, put aside, taken from the queue, and given back to a stepper."""
+    timed = [TimedDatagram(b"%d" % i, (source, 9), 1000 + i) for i, source in enumerate("abca")]
+    stepper, queue, aside = make(timed, holders="b")
+    seen = []
+
+    async def handle(datagram, addr):
+        seen.append(stepper.item.received_at)
+
+    stepper.step(handle, 3)
+    assert (seen, [item.received_at for item in aside]) == ([1000, 1002], [1001])
+    assert [item.received_at for item in queue] == [1003]
+    assert queue.popleft().received_at == 1003
+    stepper.item = aside[0]
+    assert (stepper.item, stepper.item.received_at) == ((b"1", ("b", 9)), 1001)
+    stepper.item = (b"plain", ("b", 9))
+    assert type(stepper.item) is tuple
 
 
 def test_any_awaitable_will_do(make):

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import gc
 import socket
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 import structlog
@@ -127,8 +127,9 @@ def chosen(parts, monkeypatch):
 @contextmanager
 def made(sock, protocol_class=Recording, receiver_factory=None, replies_factory=None):
     """A transport and its protocol over a socket, aborted in the end."""
-    # The compiled parts are for UDP; a socket whose send buffer can be filled is not.
-    chosen = {"receiver": PlainReceiver, "replies": None} if sock.family == socket.AF_UNIX else CHOSEN
+    # The compiled parts are for UDP; a socket whose send buffer can be filled is not, or is a fake.
+    blocks = isinstance(sock, FullOnce) or sock.family == socket.AF_UNIX
+    chosen = {"receiver": PlainReceiver, "replies": None} if blocks else CHOSEN
     receiver_factory, replies_factory = receiver_factory or chosen["receiver"], replies_factory or chosen["replies"]
     transport, protocol = create_transport(
         asyncio.get_running_loop(), sock, protocol_class, receiver_factory, replies_factory
@@ -192,6 +193,81 @@ def test_one_batch_is_taken_per_turn_of_the_loop(run):
             await protocol.until(lambda: len(protocol.received) == 200)
             await turns()
             assert {64, 128, 192} <= set(seen)
+
+    run(main)
+
+
+class Keeping:
+    """A receiver that takes three batches at once from a readable socket, and hands out one per call."""
+
+    datagrams = bytes = truncated = 0
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.batches = []
+
+    @property
+    def kept(self):
+        return len(self.batches)
+
+    def take(self):
+        if not self.batches:
+            try:
+                self.batches = [[self.sock.recvfrom(9)]] * 3
+            except BlockingIOError:
+                return []
+        return self.batches.pop()
+
+
+def test_what_a_receiver_kept_is_taken_turn_by_turn(run):
+    """Though the socket is not readable any more, and one batch per turn of the loop."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with closing(udp()) as sender, made(udp(), Batching, Keeping) as (transport, protocol):
+            seen = []
+
+            def look():
+                seen.append(len(protocol.received))
+                if len(protocol.received) < 6:
+                    loop.call_soon(look)
+
+            look()
+            for data in (b"1", b"2"):
+                sender.sendto(data, transport.get_extra_info("sockname"))
+            await protocol.until(lambda: len(protocol.received) == 6)
+            await turns()
+            assert {1, 2} <= set(seen)
+            assert [data for data, _ in protocol.received] == [b"1"] * 3 + [b"2"] * 3
+            assert transport.is_reading()
+
+    run(main)
+
+
+def test_what_a_receiver_kept_waits_while_reading_is_paused(run):
+    """It comes when reading resumes, or is asked for; closing forgets it."""
+
+    async def main():
+        with closing(udp()) as sender, made(udp(), Batching, Keeping) as (transport, protocol):
+            target = transport.get_extra_info("sockname")
+            sender.sendto(b"1", target)
+            await protocol.until(lambda: protocol.received)
+            transport.pause_reading()
+            await turns()
+            assert (len(protocol.received), transport.receiver.kept) == (1, 2)
+            assert transport.receive_now() == 1
+            await turns()
+            assert len(protocol.received) == 2
+            transport.resume_reading()
+            transport.pause_reading()
+            transport.resume_reading()
+            await protocol.until(lambda: len(protocol.received) == 3)
+            sender.sendto(b"2", target)
+            await protocol.until(lambda: len(protocol.received) == 4)
+            transport.close()
+            await lost(protocol)
+            await turns()
+            assert len(protocol.received) == 4
 
     run(main)
 
@@ -299,7 +375,7 @@ def test_a_broken_socket_cannot_hold_the_loop(run):
     """A receiver that only fails is asked a bounded number of times."""
 
     class Broken:
-        datagrams = bytes = truncated = 0
+        datagrams = bytes = truncated = kept = 0
 
         def __init__(self, _sock):
             pass
@@ -427,6 +503,8 @@ class HoldingReplies:
         self.held = []
         self.sent = []
         self.bytes_sent = 0
+        self.on_left = None
+        self.corked = False
 
     @property
     def datagrams_sent(self):
@@ -435,8 +513,19 @@ class HoldingReplies:
     def __len__(self):
         return len(self.held)
 
-    def hold(self, data, addr):
-        if len(self.held) >= self.room or addr[0] == "localhost":
+    def cork(self):
+        self.corked = True
+
+    def uncork(self):
+        self.corked = False
+        if self.held:
+            with suppress(OSError):
+                self.flush()
+        if self.held:
+            self.on_left()
+
+    def reply(self, data, addr):
+        if not self.corked or len(self.held) >= self.room or addr[0] == "localhost":
             return False
         self.held.append((data, addr))
         return True

@@ -84,6 +84,7 @@ cdef class FastReceiver:
     cdef size_t _control_size
     cdef bint _stamped
     cdef bint _busy
+    cdef bint _few
     cdef char *_buffers
     cdef mmsghdr *_messages
     cdef iovec *_vectors

@@ -8,7 +8,9 @@ cdef enum:
 cdef class FastReplies:
     cdef readonly unsigned long long datagrams_sent
     cdef readonly unsigned long long bytes_sent
-    cdef object _sock
+    cdef public object on_left
+    cdef object _fileno
+    cdef bint _corked
     cdef bint _six
     cdef bint _busy
     cdef unsigned int _first
@@ -19,4 +21,7 @@ cdef class FastReplies:
     cdef iovec _vectors[HELD]
     cdef sockaddr_in6 _names[HELD]
 
+    cdef bint _hold(self, bytes data, tuple addr, bytes name) except -1
+    cdef bint _send(self, bytes data, bytes name) except -1
+    cdef int _send_held(self) except -1
     cdef bytes _pack(self, tuple addr)

@@ -8,12 +8,15 @@ from libc.errno cimport errno
 from libc.string cimport memcpy, memset
 
 from aiolb.receive._linux cimport (
-    AF_INET, AF_INET6, MSG_DONTWAIT, htonl, htons, inet_pton, iovec, mmsghdr, sendmmsg, sockaddr_in, sockaddr_in6,
+    AF_INET, AF_INET6, MSG_DONTWAIT, htonl, htons, inet_pton, iovec, mmsghdr, sendmmsg, sendto, sockaddr_in,
+    sockaddr_in6,
 )
 
 cdef enum:
     # Addresses whose raw form is kept; when there are more, all are forgotten.
     ENTRIES = 4096
+    # Up to so many leave faster than another thread could take over; the system call does not wait.
+    FEW = 8
 
 
 cdef class FastReplies:
@@ -22,7 +25,7 @@ cdef class FastReplies:
     def __cinit__(self, sock):
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"a socket of IPv4 or IPv6 is needed, not {sock.family!r}")
-        self._sock = sock
+        self._fileno = sock.fileno
         self._six = sock.family == socket.AF_INET6
         self._held = []
         self._packed = {}
@@ -31,15 +34,34 @@ cdef class FastReplies:
     def __len__(self):
         return self._count - self._first
 
-    def hold(self, bytes data not None, addr):
-        """See :meth:`aiolb.receive.contract.Replies.hold`."""
+    def cork(self):
+        """See :meth:`aiolb.receive.contract.Replies.cork`."""
+        self._corked = True
+
+    def uncork(self):
+        """See :meth:`aiolb.receive.contract.Replies.uncork`."""
+        self._corked = False
+        if self._count == self._first or self._busy:
+            return
+        self._send_held()
+        if self._count != self._first and self.on_left is not None:
+            self.on_left()
+
+    def reply(self, data, addr, /):
+        """See :meth:`aiolb.receive.contract.Replies.reply`."""
         cdef bytes name
-        cdef unsigned int i
-        # Made first: it may start the garbage collector, and what that runs may hold or flush too.
+        if type(data) is not bytes or type(addr) is not tuple or self._busy:
+            return False
+        name = self._pack(addr)
+        if name is None:
+            return False
+        return self._hold(data, addr, name) if self._corked else self._send(data, name)
+
+    cdef bint _hold(self, bytes data, tuple addr, bytes name) except -1:
+        # Made first: it may start the garbage collector, and what that runs may reply or flush too.
         cdef tuple item = (data, addr)
-        name = self._pack(addr) if type(addr) is tuple else None
-        i = self._count
-        if name is None or i == HELD or self._busy:
+        cdef unsigned int i = self._count
+        if i == HELD or self._busy:
             return False
         self._held.append(item)
         memcpy(&self._names[i], <char *>name, len(name))
@@ -52,27 +74,51 @@ cdef class FastReplies:
         self._count += 1
         return True
 
+    cdef bint _send(self, bytes data, bytes name) except -1:
+        cdef ssize_t sent
+        if self._count != self._first:
+            return False
+        sent = sendto(self._fileno(), <char *>data, len(data), MSG_DONTWAIT, <const void *><char *>name, len(name))
+        if sent < 0:
+            return False
+        self.datagrams_sent += 1
+        self.bytes_sent += sent
+        return True
+
     def flush(self):
         """See :meth:`aiolb.receive.contract.Replies.flush`."""
-        cdef int sent = 0, error = 0, fd = self._sock.fileno()
-        cdef unsigned int i
+        cdef int error
         self._check_idle()
         if self._first == self._count:
             return
-        self._busy = True
-        with nogil:
-            sent = sendmmsg(fd, &self._messages[self._first], self._count - self._first, MSG_DONTWAIT)
-            if sent < 0:
-                error = errno
-        self._busy = False
-        if sent < 0:
+        error = self._send_held()
+        if error:
             raise OSError(error, os.strerror(error))
+
+    cdef int _send_held(self) except -1:
+        """One system call; its errno, or 0."""
+        cdef int sent, error = 0, fd = self._fileno()
+        cdef unsigned int i, number = self._count - self._first
+        if number <= FEW:
+            sent = sendmmsg(fd, &self._messages[self._first], number, MSG_DONTWAIT)
+            if sent < 0:
+                return errno
+        else:
+            self._busy = True
+            with nogil:
+                sent = sendmmsg(fd, &self._messages[self._first], number, MSG_DONTWAIT)
+                if sent < 0:
+                    error = errno
+            self._busy = False
+            if error:
+                return error
         for i in range(self._first, self._first + sent):
             self.bytes_sent += self._messages[i].msg_len
         self.datagrams_sent += sent
         self._first += sent
         if self._first == self._count:
             self._forget()
+        return 0
 
     def drop(self):
         """See :meth:`aiolb.receive.contract.Replies.drop`."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from aiolb.receive._fast_pending import FastPending
 from aiolb.receive.contract import Datagram
-from aiolb.receive.door import Keeper
+from aiolb.receive.door import Handlers, Keeper
 from aiolb.receive.step import Handler
 
 class FastDoor:
@@ -22,6 +22,7 @@ class FastDoor:
     def __init__(
         self,
         keeper: Keeper,
+        handlers: Handlers,
         pending: FastPending,
         loop: AbstractEventLoop,
         *,

@@ -35,16 +35,23 @@ cdef class FastDoor:
     cdef public object uncork
     cdef FastPending _pending
     cdef object _keeper
+    cdef object _handlers
     cdef object _loop
     cdef bint _at_once
     cdef int _limit
     cdef double _seconds
+    # What is known of the lane that was parked last: these do not change.
+    cdef object _lane
+    cdef object _task
+    cdef object _context
+    cdef FastStepper _stepper
 
     def __cinit__(
-        self, keeper, FastPending pending not None, loop, *, bint at_once, int limit, double seconds
+        self, keeper, handlers, FastPending pending not None, loop, *, bint at_once, int limit, double seconds
     ):
         self.parked = []
         self._keeper = keeper
+        self._handlers = handlers
         self._pending = pending
         self._loop = loop
         self._at_once = at_once
@@ -53,43 +60,47 @@ cdef class FastDoor:
 
     def take(self, batch, /):
         """Take a batch; see :meth:`aiolb.receive.door.Door.take`."""
-        cdef object lane, rest, wakeup
+        cdef object lane, rest
         self.received += len(batch)
         if self.runner is not None or not self.parked or not self._at_once:
             self._keeper.take_later(batch)
             return
         self._pending.extend(batch)
         lane = self.parked[len(self.parked) - 1]
-        wakeup = lane.wakeup
-        if wakeup.done() or not self._enter(lane.task):
+        if lane is not self._lane:
+            self._lane, self._task, self._context, self._stepper = lane, lane.task, lane.context, lane.stepper
+        if lane.wakeup.done() or not self._enter():
             self._keeper.take_later(())
             return
         self.runner = lane
-        rest = self._run(lane)
-        if rest is None and not size_of(self._pending) and not wakeup.done():
+        rest = self._run()
+        if rest is None and not size_of(self._pending):
             self.runner = None
         else:
             self._keeper.go_on(lane, rest)
 
-    cdef bint _enter(self, object task) except -1:
+    cdef bint _enter(self) except -1:
         try:
-            _enter_task(self._loop, task)
+            _enter_task(self._loop, self._task)
         except RuntimeError:
             return False
         return True
 
-    cdef object _run(self, object lane):
-        cdef FastStepper stepper = lane.stepper
+    cdef object _run(self):
+        cdef FastStepper stepper = self._stepper
+        cdef object lane = self._lane, task = self._task, context = self._context
+        cdef bint corked = self.cork is not None and size_of(self._pending) > 1
         cdef object rest
         try:
-            if self.cork is not None:
+            # What answers a single datagram may leave by itself.
+            if corked:
                 self.cork()
-            rest = stepper._run_in(lane.context, self._keeper.handler(), self._limit, self._seconds)
+            rest = stepper._run_in(context, self._handlers.handle, self._limit, self._seconds)
         except BaseException as error:
-            rest = lane.context.run(self._keeper.recover, lane, error)
+            rest = context.run(self._keeper.recover, lane, error)
         finally:
-            _leave_task(self._loop, lane.task)
-            if self.uncork is not None:
+            _leave_task(self._loop, task)
+            if corked:
                 self.uncork()
         return rest
 
@@ -146,12 +157,16 @@ cdef class FastStepper:
 
     cdef object _step(self, object handle, int limit):
         cdef FastPending pending = self._pending
-        cdef Batch head
+        cdef Batch head = None
         cdef object datagram, addr, coroutine
         cdef PyObject *result
-        while limit > 0 and pending.advance():
+        while limit > 0:
+            # A handler may have emptied the queue, or used up the batch.
+            if head is None or head is not pending.head or not head.left:
+                if not pending.advance():
+                    break
+                head = pending.head
             limit -= 1
-            head = pending.head
             datagram = next_of(head)
             addr = head.addr
             if self._holders and addr[0] in self._holders:

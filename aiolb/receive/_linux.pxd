@@ -50,6 +50,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
     int recvmmsg(int, mmsghdr *, unsigned int, int, void *)
     int sendmmsg(int, mmsghdr *, unsigned int, int)
+    ssize_t sendto(int, const void *, size_t, int, const void *, socklen_t)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

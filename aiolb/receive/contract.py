@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Datagram = tuple[bytes, Any]
 """One UDP payload and the address tuple that the socket module gives for it."""
@@ -91,10 +91,13 @@ class Receiver(Protocol):
 
 
 class Replies(Protocol):
-    """Holds datagrams for one non-blocking, unconnected socket, and lets them leave together; ``len()`` of them.
+    """Sends from one non-blocking, unconnected socket; between ``cork`` and ``uncork`` it holds, and ``len()`` is held.
 
     The counters only grow.
     """
+
+    on_left: Callable[[], object] | None
+    """Called by ``uncork`` when something of what was held could not leave."""
 
     @property
     def datagrams_sent(self) -> int:
@@ -108,11 +111,20 @@ class Replies(Protocol):
 
     def __len__(self) -> int: ...
 
-    def hold(self, data: bytes, addr: Any) -> bool:
-        """Hold one datagram behind the others.
+    def cork(self) -> None:
+        """Hold from now on, 64 datagrams at least."""
+        ...
 
-        False if it cannot: there is no room until ``flush``, or ``addr`` is not one of numbers only, and the
-        socket module must say what it thinks of it.
+    def uncork(self) -> None:
+        """Hold no more, and send in one system call what is held."""
+        ...
+
+    def reply(self, data: Any, addr: Any, /) -> bool:
+        """Send one datagram, or hold it behind the others.
+
+        False if it did neither: ``data`` is not ``bytes``, ``addr`` is not one of numbers only, there is no room
+        until ``flush``, something is held though it is not corked, or the kernel refused. Whoever sends it in
+        another way learns why, and has to ``flush`` first.
         """
         ...
 

@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
 
 
+class Handlers(Protocol):
+    """What handles datagrams."""
+
+    def handle(self, datagram: bytes, addr: Any) -> Awaitable[None]:
+        """Handle one datagram."""
+        ...
+
+
 class Keeper(Protocol):
     """The lanes behind a door: they do what cannot be done at once."""
-
-    def handler(self) -> Callable[[bytes, Any], Awaitable[None]]:
-        """What handles a datagram."""
-        ...
 
     def take_later(self, batch: Sequence[Datagram]) -> None:
         """Take a batch that no parked lane can handle now."""
@@ -46,7 +50,7 @@ class Door(Protocol):
     runner: Any
     parked: list[Any]
     cork: Callable[[], object] | None
-    """With ``uncork``, called before and after handlers run in one turn: what they send leaves together."""
+    """With ``uncork``, called before and after several handlers run in one turn: what they send leaves together."""
     uncork: Callable[[], object] | None
 
     def take(self, batch: Sequence[Datagram], /) -> None:
@@ -58,11 +62,20 @@ class DoorFactory(Protocol):
     """Makes a door; its class is one."""
 
     def __call__(
-        self, keeper: Keeper, pending: Any, loop: AbstractEventLoop, *, at_once: bool, limit: int, seconds: float
+        self,
+        keeper: Keeper,
+        handlers: Handlers,
+        pending: Any,
+        loop: AbstractEventLoop,
+        *,
+        at_once: bool,
+        limit: int,
+        seconds: float,
     ) -> Door:
-        """A door before ``pending``; ``limit`` and ``seconds`` are those of :meth:`aiolb.receive.step.Stepper.run`.
+        """A door before ``pending`` and ``handlers``.
 
-        Without ``at_once`` every batch is taken later.
+        ``limit`` and ``seconds`` are those of :meth:`aiolb.receive.step.Stepper.run`. Without ``at_once`` every
+        batch is taken later.
         """
         ...
 
@@ -71,7 +84,15 @@ class PlainDoor:
     """A :class:`Door` without compiled code."""
 
     def __init__(
-        self, keeper: Keeper, pending: Any, loop: AbstractEventLoop, *, at_once: bool, limit: int, seconds: float
+        self,
+        keeper: Keeper,
+        handlers: Handlers,
+        pending: Any,
+        loop: AbstractEventLoop,
+        *,
+        at_once: bool,
+        limit: int,
+        seconds: float,
     ) -> None:
         self.received = 0
         self.runner: Any = None
@@ -79,6 +100,7 @@ class PlainDoor:
         self.cork: Callable[[], object] | None = None
         self.uncork: Callable[[], object] | None = None
         self._keeper = keeper
+        self._handlers = handlers
         self._pending = pending
         self._loop = loop
         self._at_once = at_once
@@ -98,7 +120,7 @@ class PlainDoor:
             return
         self.runner = lane
         rest = self._run(lane)
-        if rest is None and not self._pending and not lane.wakeup.done():
+        if rest is None and not self._pending:
             # All is as it was before: who waits for room, or for nothing to be pending, need not be told.
             self.runner = None
         else:
@@ -114,14 +136,16 @@ class PlainDoor:
 
     def _run(self, lane: Any) -> Awaitable[None] | None:
         rest: Awaitable[None] | None
+        # What answers a single datagram may leave by itself.
+        corked = len(self._pending) > 1
         try:
-            if self.cork is not None:
+            if corked and self.cork is not None:
                 self.cork()
-            rest = lane.stepper.run_in(lane.context, self._keeper.handler(), self._limit, self._seconds)
+            rest = lane.stepper.run_in(lane.context, self._handlers.handle, self._limit, self._seconds)
         except BaseException as error:  # noqa: BLE001 - the keeper raises it where it belongs, in the task
             rest = lane.context.run(self._keeper.recover, lane, error)
         finally:
             _leave_task(self._loop, lane.task)
-            if self.uncork is not None:
+            if corked and self.uncork is not None:
                 self.uncork()
         return rest

@@ -21,7 +21,7 @@ LOSES = {
     "stall": False,
     "killed-workers": True,
     "killed-members": True,
-    "broken-worker": False,
+    "broken-worker": True,
     "killed-supervisor": True,
     "kept-sockets": False,
     "raising": False,
