@@ -51,9 +51,9 @@ class Places:
 
     @property
     def displaced(self) -> bool:
-        """Whether somebody else took one of the places over."""
+        """Whether somebody else took one of the places over, or made the group so small that it is outside."""
         return any(
-            group[self.index].place.displaced
+            group[self.index].place.displaced or self.index >= group[self.index].place.count
             for group in self._groups
             if self.index < len(group) and self.index not in group.waiting
         )

@@ -64,7 +64,7 @@ def _on_others(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> No
     if joined.others:
         log.warning(
             "other_sockets",
-            holders=", ".join(map(str, joined.others)),
+            holders="; ".join(map(str, joined.others)),
             hint="they are outside of the group and get nothing; fine for members that drain",
         )
 

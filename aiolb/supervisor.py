@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -273,7 +274,9 @@ class Supervisor:
                         keeper.result()
                 if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
                     self._manager.status(self._status())
-                await asyncio.sleep(WATCH_INTERVAL)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WATCH_INTERVAL):
+                        await self._stopping.wait()
         finally:
             self._stopping.set()
 

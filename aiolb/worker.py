@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ class Worker:
         for sock in self._sockets.values():
             sock.set_inheritable(False)  # not for what handlers start
             sock.setblocking(False)
+        os.set_inheritable(assignment.tally, False)
         self._tally = Tally(assignment.tally, len(self._sockets))
         self._server = Server(application, config)
 
@@ -66,6 +68,7 @@ class Worker:
                 await asyncio.wait(tasks)
                 for sock in self._sockets.values():
                     sock.close()
+                self._tally.close()
                 await self._channel.close()
 
     async def _live(self) -> None:

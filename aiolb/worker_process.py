@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -55,25 +55,25 @@ class WorkerProcess:
 
         Raises StartError.
         """
-        ours, theirs = socket.socketpair()
-        tally = Tally.create(len(assignment.sockets))
-        assignment = replace(assignment, tally=tally.descriptor)
-        with theirs:
-            descriptors = [theirs.fileno(), tally.descriptor, *(number for _, number in assignment.sockets)]
+        with ExitStack() as on_error, ExitStack() as theirs_too:
             try:
+                ours, theirs = socket.socketpair()
+                on_error.enter_context(ours)
+                theirs_too.enter_context(theirs)
+                tally = Tally.create(len(assignment.sockets))
+                on_error.callback(tally.close)
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     str(theirs.fileno()),
-                    assignment.to_text(),
+                    replace(assignment, tally=tally.descriptor).to_text(),
                     stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=descriptors,
+                    pass_fds=[theirs.fileno(), tally.descriptor, *(number for _, number in assignment.sockets)],
                     # A session of its own: Ctrl-C is for the supervisor, which then stops its workers.
                     start_new_session=True,
                 )
             except OSError as error:
-                ours.close()
-                tally.close()
                 raise StartError(f"a worker cannot be started with {command[0]}: {error.strerror}") from error
+            on_error.pop_all()
         ours.setblocking(False)
         return cls(process, await Channel.over(ours), tally)
 

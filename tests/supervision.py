@@ -31,6 +31,16 @@ ANYWHERE = Address("127.0.0.1", 0)
 
 AIOLB = (sys.executable, "-m", "aiolb")
 
+# The command line, but for what its supervisor starts.
+_WITH_SCRIPTED_WORKERS = """
+import json, sys
+from aiolb import supervisor
+from aiolb.cli import main
+command, target = json.loads(sys.argv.pop(1)), supervisor.Target
+supervisor.Target = lambda **settings: target(**settings | {"command": command})
+main()
+"""
+
 # What it does is said by the datagram; its report has all that it handled, in order.
 APP = """
 import asyncio, os, signal, time
@@ -155,8 +165,9 @@ class Log:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Script:
-    """What the workers do, and what they did."""
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """What the workers do, and what they did; a supervisor in the test looks after them often."""
+    monkeypatch.setattr("aiolb.supervisor.WATCH_INTERVAL", 0.02)
     return Script(tmp_path / "script")
 
 
@@ -176,12 +187,19 @@ class Script:
 
     def says(self, version: str, *words: str) -> None:
         """From now on workers start as this version, with these words of tests/scripted_worker.py."""
-        self.path.write_text("\n".join([version, *words]))
+        new = self.path.with_suffix(".new")
+        new.write_text("\n".join([version, *words]))
+        new.replace(self.path)  # at once: a worker may start at any moment
 
     @property
     def command(self) -> tuple[str, ...]:
         """What starts a worker."""
         return (sys.executable, "-I", "-S", str(Path(__file__).with_name("scripted_worker.py")))
+
+    @property
+    def aiolb(self) -> tuple[str, ...]:
+        """The command line, with scripted workers."""
+        return (sys.executable, "-c", _WITH_SCRIPTED_WORKERS, json.dumps(self.command))
 
     @property
     def steps(self) -> list[tuple[int, int, str]]:
@@ -228,7 +246,9 @@ class Supervised(Log):
         """The ``nth`` event of that name and content, now or later."""
         await until(lambda: len(self.named(name, **content)) >= nth or self._running.done(), name)
         found = self.named(name, **content)
-        assert len(found) >= nth, f"ended before {name} {content}: {self.events}"
+        if len(found) < nth:
+            await self.ended()  # raises what it raised
+            raise AssertionError(f"ended before {name} {content}: {self.events}")
         return found[nth - 1]
 
     async def supervising(self) -> Self:
@@ -262,9 +282,15 @@ async def until(condition: Any, what: str = "") -> None:
 class Supervisor(Log):
     """``aiolb serve`` in a process of its own that logs JSON; killed, with its workers, at the end of the block."""
 
-    def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        command: tuple[str, ...] = AIOLB,
+        prefix: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
-        self._command = [*prefix, *AIOLB, "serve", *arguments, "--log-format", "json"]
+        self._command = [*prefix, *command, "serve", *arguments, "--log-format", "json"]
         self._env = {**os.environ, **(env or {})}
 
     async def __aenter__(self) -> Self:

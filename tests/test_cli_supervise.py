@@ -32,8 +32,6 @@ Client, children = supervision.Client, supervision.children
 
 ALONE = ("--bind", "127.0.0.1:0", "--balancer", "none")
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
 
 HANGS = "            time.sleep(3600)  # here it hangs"
 
@@ -45,7 +43,7 @@ def app(tmp_path):
 
 
 @pytest.fixture
-async def supervise(tmp_path):
+async def supervise(nothing_left, tmp_path):  # noqa: ARG001 - it looks before and after
     """Supervisors with these arguments, and their reports; killed at the end."""
     async with AsyncExitStack() as stack:
 

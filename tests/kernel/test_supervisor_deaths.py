@@ -89,8 +89,8 @@ async def test_a_flapping_member(script, address, bpffs):
             assert (out["reason"], out["hint"]) == ("its workers keep dying", "its sources go to other members")
             assert group.alive() == {1}
             assert (await client.ask()).index == 1
-            script.says("3")
             await until(lambda: len(script.pids(0, "started")) == 3, "the third worker")
+            script.says("3")
             os.kill(script.pids(0, "started")[2], signal.SIGKILL)
             await supervised.event("member_back", index=0)
             assert group.alive() == {0, 1}
