@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -24,8 +25,11 @@ from aiolb.supervised import WorkerPolicy
 from aiolb.supervisor import Supervisor as AiolbSupervisor
 from aiolb.supervisor import Target
 
-DEADLINE = 20.0
-"""Seconds after which something that must happen counts as not happening."""
+_spec = importlib.util.spec_from_file_location("events", Path(__file__).with_name("events.py"))
+_events = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_events)
+DEADLINE, Log, until, gone = _events.DEADLINE, _events.Log, _events.until, _events.gone
+children, is_running = _events.children, _events.is_running
 
 ANYWHERE = Address("127.0.0.1", 0)
 
@@ -117,51 +121,6 @@ class Client:
         """The answer to a datagram."""
         self.send(datagram)
         return await self.hear()
-
-
-class Log:
-    """Events in the order in which they came, to wait for."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.lines: list[str] = []
-        """What was no event."""
-        self._news = asyncio.Event()
-        self._ended = False
-
-    def add(self, line: str) -> None:
-        """Take a line: an event, or something else."""
-        try:
-            event = json.loads(line)
-        except ValueError:
-            self.lines.append(line)
-        else:
-            self.events.append(event)
-        self._news.set()
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self._ended = True
-        self._news.set()
-
-    def named(self, name: str, /, **content: Any) -> list[dict[str, Any]]:
-        """The events of that name and content."""
-        wanted = {"event": name, **content}
-        return [event for event in self.events if wanted.items() <= event.items()]
-
-    async def event(self, name: str, /, *, nth: int = 1, **content: Any) -> dict[str, Any]:
-        """The ``nth`` event of that name and content, now or later."""
-        async with asyncio.timeout(DEADLINE):
-            while len(found := self.named(name, **content)) < nth:
-                assert not self._ended, f"ended before {name} {content}: {self.said}"
-                self._news.clear()
-                await self._news.wait()
-        return found[nth - 1]
-
-    @property
-    def said(self) -> str:
-        """All of it, for people."""
-        return "\n".join([*self.lines, *map(str, self.events)])
 
 
 @pytest.fixture
@@ -269,16 +228,6 @@ class Supervised(Log):
         return await self.ended()
 
 
-async def until(condition: Any, what: str = "") -> None:
-    """Wait until the condition holds."""
-    try:
-        async with asyncio.timeout(DEADLINE):
-            while not condition():  # noqa: ASYNC110 - nobody tells of it
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"did not happen within {DEADLINE:g} s: {what}") from None
-
-
 class Supervisor(Log):
     """``aiolb serve`` in a process of its own that logs JSON; killed, with its workers, at the end of the block."""
 
@@ -343,28 +292,3 @@ class Supervisor(Log):
     def worker(self, index: int, *, nth: int = 0) -> int:
         """The process id of the ``nth`` worker of a member that was ready; -1 is the last."""
         return int(self.named("ready", index=index)[nth]["pid"])
-
-
-async def gone(pids: Any) -> None:
-    """Wait until no process with one of these ids is left."""
-    pids = set(pids)
-    await until(lambda: not any(map(is_running, pids)), f"the end of {pids}")
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there, and no zombie that its new parent has not looked after yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def children(pid: int) -> set[int]:
-    """The child processes of a process that lives."""
-    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of(task)}
-
-
-def _children_of(task: Path) -> list[str]:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return (task / "children").read_text().split()
-    return []
