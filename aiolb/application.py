@@ -47,8 +47,12 @@ def _suggestion(module: ModuleType) -> str:
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigurationError(f"there is no file {path}")
+    try:
+        if not path.is_file():
+            raise ConfigurationError(f"there is no file {path}")
+        path.open("rb").close()
+    except PermissionError as error:
+        raise ConfigurationError(f"{path} cannot be read by this user: {error.strerror}") from None
     # What lies beside the file can be imported by it, as if Python had been started with it.
     folder = str(path.resolve().parent)
     if folder not in sys.path:

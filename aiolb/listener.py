@@ -96,6 +96,7 @@ class Listener:
         cls, address: Address, sock: socket.socket, balancer: str, application: Application, config: ServeConfig
     ) -> Self:
         """Receive, from the next turn of the running loop on, from a socket whose place somebody else takes care of."""
+        sockets.accept_datagrams(sock)  # a worker before this one may have drained it
         place = UnmanagedPlace(config.count or 1)
         return cls(address, Joined(sock, place, balancer), application, config, forget=False)
 

@@ -113,6 +113,11 @@ class AllPlaces:
         """Members."""
         return len(self._groups[0])
 
+    @property
+    def group_count(self) -> int:
+        """Members of the first group, those of other processes too."""
+        return self._groups[0][0].place.count
+
     def of(self, index: int) -> Places:
         """The places of one member; ``out`` while it waits to take over."""
         out = any(index in group.waiting for group in self._groups)

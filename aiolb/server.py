@@ -132,6 +132,10 @@ class Server:
         """Let ``serve()`` stop gracefully. Idempotent; call it in the loop's thread."""
         self._stopping.set()
 
+    async def stop_requested(self) -> None:
+        """Return when ``request_stop()`` was called."""
+        await self._stopping.wait()
+
     def give_up(self) -> None:
         """Let a stop, now or later, wait no longer for handlers. Idempotent; call it in the loop's thread."""
         self._forced.set()

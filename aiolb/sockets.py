@@ -20,6 +20,7 @@ from aiolb.errors import ConfigurationError, KernelError
 # Linux names that the socket module of Python 3.11 lacks (include/uapi/asm-generic/socket.h).
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
+_SO_DETACH_FILTER = 27
 # And include/uapi/linux/udp.h.
 _UDP_GRO = 104
 
@@ -260,6 +261,12 @@ def refuse_datagrams(sock: socket.socket) -> None:
     """Let the kernel drop, and count, what arrives from now on; what is queued stays to be read (socket(7))."""
     # One classic instruction, BPF_RET | BPF_K with 0: keep nothing of the packet.
     syscall.attach_filter(sock, struct.pack("=HBBI", 0x06, 0, 0, 0))
+
+
+def accept_datagrams(sock: socket.socket) -> None:
+    """Let datagrams in again after ``refuse_datagrams``, whichever process called that."""
+    with suppress(FileNotFoundError):  # there is no filter
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def memory(sock: socket.socket) -> SocketMemory:

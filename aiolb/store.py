@@ -24,8 +24,9 @@ class SocketStore:
     """Sockets by address and index: taken back from the service manager at the start, and given to it."""
 
     def __init__(self, manager: ServiceManager, inherited: Inherited) -> None:
-        self.complete = manager.kept
-        """Whether the manager keeps every socket that it was given."""
+        self.complete = True
+        """Whether the manager has every socket that was to be kept."""
+        self._opened: set[tuple[Address, int]] = set()
         self._manager = manager
         self._inherited = inherited
 
@@ -49,6 +50,7 @@ class SocketStore:
             if address in bind and address is not None and sockets.is_reuseport(sock):
                 index = next(index for index in range(MAX_MEMBERS) if (address, index) not in given)
                 given[address, index] = sock
+                self._opened.add((address, index))
             else:
                 sock.close()
                 _log.warning(
@@ -59,15 +61,18 @@ class SocketStore:
                 )
         for sock in given.values():
             sock.setblocking(False)
+            sockets.accept_datagrams(sock)  # who had it before may have drained it
         return given
 
     def keep(self, places: Places) -> None:
-        """Give a member's sockets to the manager, where it keeps any."""
+        """Give a member's sockets to the manager, where it keeps any; it has those that it opened itself."""
         for address, sock in places.sockets.items():
-            kept = self._manager.keep(str(SocketName(address, places.index)), sock)
-            self.complete = self.complete and kept
+            if (address, places.index) not in self._opened:
+                kept = self._manager.keep(str(SocketName(address, places.index)), sock)
+                self.complete = self.complete and kept
 
     def forget(self, places: Places) -> None:
         """Let the manager close a member's sockets."""
         for address in places.sockets:
+            self._opened.discard((address, places.index))
             self._manager.forget(str(SocketName(address, places.index)))

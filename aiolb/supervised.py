@@ -6,7 +6,6 @@ import asyncio
 import math
 import signal
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from aiolb.errors import ConfigurationError, StartError
+from aiolb.member_report import MemberReport
 from aiolb.restarts import DAY, RestartPolicy, Restarts
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ ABORT_TIMEOUT = 5.0
 """Seconds from SIGABRT, which dumps the tracebacks of a hung worker, to SIGKILL."""
 REPLACEMENT_PAUSE = 30.0
 """Seconds after a replacement that failed in which none is tried without being asked for."""
+WRONG_USAGE = 2
+"""Exit status of a worker that found a mistake in what it was told."""
+ASKED_PAUSE = 1.0
+"""Seconds for which a worker lives at least before it is replaced because it asked for it."""
 MARGIN = 10.0
 """Seconds beyond the graceful timeout that a worker has to end before it is killed."""
 GIVE_UP_TIMEOUT = 7.0
 """Seconds that a worker has to end when it waits for no handler: more than one that is cancelled has to clean up."""
-
-_NO_SUMS = ("index", "count", "pid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +68,12 @@ class SupervisedMember:
         start: Callable[[], Awaitable[WorkerProcess]],
         policy: WorkerPolicy,
         stopping: asyncio.Event,
+        *,
+        collectors: bool = True,
     ) -> None:
         self.index = places.index
         self.places = places
-        self.workers = 0
-        """Workers that it has had."""
-        self.killed = 0
-        """Workers among them that ended without a report."""
-        self.lost_at_most = 0
-        """Datagrams that those had in their memory, at most."""
-        self.sums: Counter[str] = Counter()
-        """The sums of the counters that the others reported."""
-        self.collectors: list[Any] = []
-        """What their collectors reported of themselves, where ``keeps_reports``."""
-        self.keeps_reports = False
+        self.report = MemberReport(places.index, places.sockets.values(), collectors=collectors)
         self._start = start
         self._policy = policy
         self._random = Random()  # noqa: S311 - jitter is no secret
@@ -101,6 +95,11 @@ class SupervisedMember:
         """Whether its worker is alive and receives."""
         return self._worker is not None and self._worker.alive and self._worker.has("receiving")
 
+    @property
+    def refused(self) -> bool:
+        """Whether its first worker found its application or its settings unusable."""
+        return self._worker is not None and self._worker.status == WRONG_USAGE
+
     # Starting
 
     async def prepare(self) -> bool:
@@ -120,7 +119,7 @@ class SupervisedMember:
         worker = await self._start()
         if self._policy.recycle is not None:
             worker.limit = self._policy.recycle.draw(self._random)
-        self.workers += 1
+        self.report.workers += 1
         self._living.add(worker)
         await _wait(worker.reaches("prepared"), unless, seconds=self._policy.start_timeout)
         if not worker.has("prepared"):
@@ -161,33 +160,35 @@ class SupervisedMember:
                 try:
                     self._worker = await self._prepared(self._retired)
                 except StartError as error:
-                    self._log.error("worker_start_failed", reason=str(error), hint=error.hint)
+                    self._start_failed(error)
                     continue
                 if self._worker.alive:
                     await self._let_receive(self._worker)
 
     def _mourn(self, worker: WorkerProcess) -> float:
-        """Note that the worker has died; seconds until another one may start."""
+        """Note that the worker has died, or none could be started; seconds until another one may start."""
         self._replaced.clear()
         self._steady.clear()
         restart = self._restarts.died(time.monotonic())
-        self._log.error(
-            "worker_died",
-            pid=worker.pid,
-            reason=_reason(worker),
-            restart_in=round(restart.delay, 3),
-            lost_at_most=worker.held,
-        )
+        if worker in self._living:
+            self._tell_of_death(worker, restart_in=round(restart.delay, 3))
         self._take_report(worker)
         if restart.out:
             self._steady.set()
         if restart.out and not self.places.out:
             elsewhere = self.places.leave()
-            hint = "its sources go to other members" if elsewhere else "its sources wait in its queue"
+            hint = "its sources go to the other members" if elsewhere else "its sources wait in its queue"
             self._log.error("member_out", reason="its workers keep dying", hint=hint)
         elif not restart.out:
             self._put_back()
         return restart.delay
+
+    def _tell_of_death(self, worker: WorkerProcess, **more: Any) -> None:
+        self._log.error("worker_died", pid=worker.pid, reason=_reason(worker), **more, lost_at_most=worker.held)
+
+    def _start_failed(self, error: StartError) -> None:
+        hint = {} if error.hint is None else {"hint": error.hint}
+        self._log.error("worker_start_failed", reason=str(error), **hint)
 
     def _put_back(self) -> None:
         if self.places.out:
@@ -199,18 +200,9 @@ class SupervisedMember:
         self._take_report(worker)
 
     def _take_report(self, worker: WorkerProcess) -> None:
-        if worker not in self._living:
-            return
-        self._living.remove(worker)
-        if worker.report is None:
-            self.killed += worker.has("receiving")
-            self.lost_at_most += worker.held
-            return
-        report = dict(worker.report)
-        collector = report.pop("collector")
-        self.sums.update({name: value for name, value in report.items() if type(value) is int and name not in _NO_SUMS})
-        if self.keeps_reports:
-            self.collectors.append(collector)
+        if worker in self._living:
+            self._living.remove(worker)
+            self.report.add(worker)
 
     # Replacing
 
@@ -221,32 +213,49 @@ class SupervisedMember:
         wait in the sockets' queues. When the new one fails the old one goes on.
         """
         async with self._lock:
-            if self._retired.is_set():
+            old = self._worker
+            if self._retired.is_set() or old is None:
                 return False
-            old, new = self._worker, await self._prepared(self._stopping)
-            if not new.alive:
-                if not self._stopping.is_set():
-                    self._replaceable_at = time.monotonic() + REPLACEMENT_PAUSE
-                    self._log.error("replacement_failed", pid=new.pid, reason=_reason(new), hint="the old one goes on")
+            new = await self._replacement(old)
+            if new is None:
                 return False
-            assert old is not None  # noqa: S101 - prepare() came before
             old.order("hand_over")
             if not await old.reaches("finished", seconds=self._policy.graceful_timeout + MARGIN):
-                await self._end(old, within=0)
+                await self._abort(old)
             self._worker = new
             self._replaced.set()
-            received = await self._let_receive(new)
-            await self._end(old, within=self._policy.graceful_timeout + MARGIN)
+            receives = await self._let_receive(new)
+        # Its shutdown() may take long, and the new worker is to be looked after meanwhile.
+        await old.end(within=self._policy.graceful_timeout + MARGIN)
+        if old.report is None and old in self._living:
+            self._tell_of_death(old)
+        self._take_report(old)
+        if receives:
             self._log.info("replaced", reason=reason, old=old.pid, new=new.pid)
-            return received
+        return receives
+
+    async def _replacement(self, old: WorkerProcess) -> WorkerProcess | None:
+        """A prepared worker; None, and a pause before the next try, when there is none."""
+        try:
+            new = await self._prepared(self._stopping)
+        except StartError as error:
+            self._start_failed(error)
+        else:
+            if new.alive:
+                return new
+            if not self._stopping.is_set():
+                hint = {"hint": "the old one goes on"} if old.alive else {}
+                self._log.error("replacement_failed", pid=new.pid, reason=_reason(new), **hint)
+        self._replaceable_at = time.monotonic() + REPLACEMENT_PAUSE
+        return None
 
     def due(self) -> str | None:
         """Why its worker is to be replaced: it asked for it, or has received enough, or for long enough."""
         worker = self._worker
         if worker is None or not self.receiving or time.monotonic() < self._replaceable_at:
             return None
-        if worker.asks_to_end:
-            return "signal"
+        if worker.asks_to_end and time.monotonic() - worker.started > ASKED_PAUSE:
+            return "asked"
         received = worker.counters.get("received", 0)
         if worker.limit is not None and worker.limit.due(time.monotonic(), worker.started, received):
             return "recycle"
@@ -267,6 +276,16 @@ class SupervisedMember:
             task = asyncio.create_task(self._abort(worker))
             self._aborts.add(task)
             task.add_done_callback(self._aborts.discard)
+
+    def excuse(self, seconds: float) -> None:
+        """Let the silence of its workers not count for so long: nobody listened."""
+        for worker in self._living:
+            worker.last_sign += seconds
+
+    @property
+    def retired(self) -> bool:
+        """Whether its time is over."""
+        return self._retired.is_set()
 
     @staticmethod
     async def _abort(worker: WorkerProcess) -> None:

@@ -18,7 +18,8 @@ from aiolb import logs, privileges, signals
 from aiolb.address import Address
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
-from aiolb.errors import AiolbError, StartError
+from aiolb.errors import AiolbError, ConfigurationError, StartError
+from aiolb.member_report import MemberReport
 from aiolb.places import AllPlaces, Places
 from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.store import SocketStore
@@ -28,6 +29,8 @@ from aiolb.worker_process import WorkerProcess
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at workers and places."""
+LONG_GAP = 2.0
+"""Seconds between two looks from which this process counts as having been stopped itself."""
 BEATS = 4
 """Signs of life that a worker has to miss before it counts as hung."""
 
@@ -77,10 +80,12 @@ class Supervisor:
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
-        self._ended: list[SupervisedMember] = []
+        self._present: set[SupervisedMember] = set()
+        self._reports: list[MemberReport] = []
         self._endings: list[asyncio.Task[None]] = []
         self._requested: set[Callable[[], Awaitable[None]]] = set()
         self._given_up = False
+        self._started = False
         self._requests: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._stopping = asyncio.Event()
         self._places: AllPlaces
@@ -99,6 +104,7 @@ class Supervisor:
                 for index in range(self._places.count):
                     self._store.keep(self._places.of(index))
                 await self._start()
+                self._started = True
                 await self._supervise()
             finally:
                 await self._stop()
@@ -121,9 +127,10 @@ class Supervisor:
             prepared += await asyncio.gather(*(member.prepare() for member in others))
         if self._stopping.is_set():
             return
-        failed = [member.index for member, ready in zip(self._members, prepared, strict=False) if not ready]
+        failed = [member for member, ready in zip(self._members, prepared, strict=False) if not ready]
         if failed:
-            raise StartError(f"the worker of member {failed[0]} did not start; what it said is above")
+            kind = ConfigurationError if failed[0].refused else StartError
+            raise kind(f"the worker of member {failed[0].index} did not start; what it said is above")
         for member in self._members:
             if not await member.receive():
                 raise StartError(f"the worker of member {member.index} does not receive; what it said is above")
@@ -153,8 +160,9 @@ class Supervisor:
             )
             return await WorkerProcess.start(self._target.command, assignment)
 
-        member = SupervisedMember(places, start, self._policy, self._stopping)
-        member.keeps_reports = self._config.report is not None
+        collectors = self._config.report is not None
+        member = SupervisedMember(places, start, self._policy, self._stopping, collectors=collectors)
+        self._present.add(member)
         return member
 
     def _keep(self, member: SupervisedMember) -> None:
@@ -195,12 +203,13 @@ class Supervisor:
     async def _roll(self) -> None:
         """Replace every worker, one at a time; the first that fails ends it."""
         self._manager.reloading("replacing workers")
-        for member in list(self._members):
-            if self._stopping.is_set() or not await member.replace("restart"):
-                break
-        else:
+        try:
+            for member in list(self._members):
+                if self._stopping.is_set() or not (await member.replace("restart") or member.retired):
+                    return
             _log.info("restarted", workers=len(self._members))
-        self._manager.ready(self._status())
+        finally:
+            self._manager.ready(self._status())
 
     def _status(self) -> str:
         """For people who ask the service manager."""
@@ -218,15 +227,21 @@ class Supervisor:
         if not self._is_whole():
             return
         member = self._make_member(self._places.bind_next())
-        if await member.prepare() and await member.receive():
-            member.places.enter()
-            self._members.append(member)
-            self._keep(member)
-            self._store.keep(member.places)
-            self._note_count()
-        else:
-            _log.error("member_failed", index=member.index, hint="the group stays as it is")
-            await self._end(member, "hand_over")
+        entered = False
+        try:
+            if await member.prepare() and await member.receive():
+                member.places.enter()
+                entered = True
+        finally:
+            if not entered:
+                _log.error("member_failed", index=member.index, hint="the group stays as it is")
+                await self._end(member, "hand_over")
+        if not entered:
+            return
+        self._members.append(member)
+        self._keep(member)
+        self._store.keep(member.places)
+        self._note_count()
 
     async def _shrink(self) -> None:
         """Take the last member away: its slots first, then its place, then its worker."""
@@ -242,9 +257,10 @@ class Supervisor:
         await self._end(member, "drain")
 
     def _is_whole(self) -> bool:
-        whole = [member.index for member in self._members] == list(range(self._places.count))
+        """Whether all places of the groups are ours; what is another process's is not to be changed."""
+        whole = [member.index for member in self._members] == list(range(self._places.group_count))
         if not whole:
-            _log.error("count_kept", reason="other processes hold some of the group's places")
+            _log.error("count_kept", reason="other processes have places in the group too")
         return whole
 
     def _note_count(self) -> None:
@@ -255,23 +271,15 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Look after members, places and keepers until stopping; stop when the last place was taken over."""
+        looked = time.monotonic()
         try:
-            while not self._stopping.is_set():
-                for member in list(self._members):
-                    if member.places.displaced:
-                        self._members.remove(member)
-                        self._store.forget(member.places)
-                        _log.info("displaced", index=member.index)
-                        self._endings.append(asyncio.create_task(self._end(member, "drain")))
-                    else:
-                        member.watch()
-                if not self._members:
-                    return
-                if any(member.due() for member in self._members):
-                    self._request(self._replace_due, again=False)
-                for keeper in self._keepers.values():
-                    if keeper.done():
-                        keeper.result()
+            while self._members and not self._stopping.is_set():
+                gap, looked = time.monotonic() - looked, time.monotonic()
+                if gap > LONG_GAP:
+                    _log.warning("supervisor_paused", seconds=round(gap, 1))
+                    for member in self._members:
+                        member.excuse(gap)
+                self._look_after_members()
                 if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
                     self._manager.status(self._status())
                 with suppress(TimeoutError):
@@ -280,11 +288,26 @@ class Supervisor:
         finally:
             self._stopping.set()
 
+    def _look_after_members(self) -> None:
+        for member in list(self._members):
+            if member.places.displaced:
+                self._members.remove(member)
+                self._store.forget(member.places)
+                _log.info("displaced", index=member.index)
+                self._endings.append(asyncio.create_task(self._end(member, "drain")))
+            else:
+                member.watch()
+        if any(member.due() for member in self._members):
+            self._request(self._replace_due, again=False)
+        for keeper in self._keepers.values():
+            if keeper.done():
+                keeper.result()
+
     def _signalled(self, number: signal.Signals) -> None:
         _log.info("signal", name=number.name)
         if number == signal.SIGQUIT or (number == signal.SIGINT and self._stopping.is_set()):
             self._given_up = True
-            for member in self._members:
+            for member in self._present:
                 member.give_up()
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stopping.set()
@@ -296,7 +319,7 @@ class Supervisor:
             self._request(self._shrink)
         elif number == signal.SIGUSR1:
             logs.reopen()
-            for member in self._members:
+            for member in self._present:
                 member.order("reopen_log")
 
     # Stopping
@@ -304,7 +327,8 @@ class Supervisor:
     async def _stop(self) -> None:
         self._stopping.set()
         self._manager.stopping()
-        _log.info("stopping", graceful_timeout=self._config.graceful_timeout, kept=self._store.complete)
+        if self._started:
+            _log.info("stopping", graceful_timeout=self._config.graceful_timeout, kept=self._store.complete)
         try:
             if not self._store.complete:
                 for member in self._members:
@@ -314,7 +338,8 @@ class Supervisor:
             await asyncio.gather(*self._endings, *(self._end(member, order) for member in self._members))
         finally:
             self._places.close()
-        self._tell()
+        if self._started:
+            self._tell()
 
     async def _end(self, member: SupervisedMember, order: str) -> None:
         if member in self._keepers and not self._given_up:
@@ -322,33 +347,24 @@ class Supervisor:
         await member.end(order)
         if (keeper := self._keepers.pop(member, None)) is not None:
             await keeper
+        member.report.close(kept=order == "hand_over" and self._store.complete)
         member.places.close()
-        self._ended.append(member)
+        self._present.discard(member)
+        self._reports.append(member.report)
 
     def _tell(self) -> None:
         report = self.report()
-        _log.info("stopped", **{name: report.get(name, 0) for name in TOLD})
+        _log.info("stopped", **{name: report.get(name, 0) for name in (*TOLD, "killed", "lost_at_most")})
         if self._config.report is not None:
             write_report(self._config.report, report)
 
     def report(self) -> dict[str, Any]:
-        """The sums over all workers that ended with a report, and each member; complete once it has stopped."""
-        members = [_report_of(member) for member in sorted(self._ended, key=lambda member: member.index)]
+        """The sums over all members, and each member; complete once it has stopped."""
+        members = [report.as_dict() for report in sorted(self._reports, key=lambda report: report.index)]
         total: Counter[str] = Counter()
         for member in members:
             total.update({name: value for name, value in member.items() if isinstance(value, int) and name != "index"})
         return {"pid": os.getpid(), **total, "members": members}
-
-
-def _report_of(member: SupervisedMember) -> dict[str, Any]:
-    return {
-        "index": member.index,
-        "workers": member.workers,
-        "killed": member.killed,
-        "lost_at_most": member.lost_at_most,
-        **member.sums,
-        "collector": member.collectors,
-    }
 
 
 def _text(addresses: Iterable[Address]) -> str:

@@ -77,7 +77,16 @@ class Worker:
         await self._receive.wait()
         await self._server.receive(self._listen)
         self._channel.send("receiving")
-        await self._server.watch()
+        asking = asyncio.create_task(self._ask_to_end())
+        try:
+            await self._server.watch()
+        finally:
+            asking.cancel()
+
+    async def _ask_to_end(self) -> None:
+        """A collector that stops itself is replaced, as one that got SIGTERM."""
+        await self._server.stop_requested()
+        self._channel.send("asks_to_end")
 
     def _listen(self, address: Address) -> Listener:
         listener = Listener.inherited(

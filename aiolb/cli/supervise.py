@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aiolb.bpf.abi import MAX_MEMBERS
 from aiolb.config import ServeConfig
 from aiolb.errors import ConfigurationError
 
@@ -97,6 +98,8 @@ def supervise(
     if config.index or config.count is not None:
         option = "--reload" if reload else "--workers"
         raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
+    if not 1 <= workers <= MAX_MEMBERS:
+        raise ConfigurationError(f"a group has 1 to {MAX_MEMBERS} workers, not {workers}", hint="--workers auto")
     from aiolb import logs, loops, privileges, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
@@ -113,7 +116,8 @@ def supervise(
     logs.configure(**log, owner=privileges.owner(config.user))
     manager, inherited = systemd.ServiceManager.from_environment(), systemd.inherited()
     # -B: bytecode is known by its source's size and second, and a file may be changed twice within one.
-    python = (sys.executable, "-B") if reload else (sys.executable,)
+    # -P: what lies in the working directory is the application's, and not to be run before privileges are dropped.
+    python = (sys.executable, "-P", "-B") if reload else (sys.executable, "-P")
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
     supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
     with loops.runner(config.loop) as runner:
@@ -132,6 +136,6 @@ def _restart_policy(text: str) -> Any:
     from aiolb.restarts import RestartPolicy
 
     limit, slash, window = text.partition("/")
-    if not slash or not limit.isdigit():
+    if not slash or not (limit.isascii() and limit.isdigit()):
         raise ConfigurationError(f"{text!r} is no restart limit", hint="deaths/seconds, e.g. 5/60")
     return RestartPolicy(limit=int(limit), window=parse_duration(window))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import faulthandler
+import signal
 import socket
 
 import click
 
 from aiolb.assignment import Assignment
+
+ORPHAN_MARGIN = 15.0
+"""Seconds beyond the graceful timeout that a worker may outlive its supervisor."""
+
+
+def _leave_it(*_: object) -> None:
+    """Not SIG_IGN, which the processes that handlers start would inherit."""
 
 
 @click.command(hidden=True)
@@ -15,7 +23,11 @@ from aiolb.assignment import Assignment
 @click.argument("assignment")
 def worker(channel: int, assignment: str) -> None:
     """Serve as a supervisor orders, on the sockets that it passed on."""
-    from aiolb import logs, loops, privileges
+    # A service manager, or an operator, may send a signal to every process of a service; these are the supervisor's.
+    for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGQUIT):
+        signal.signal(number, _leave_it)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the log can be reopened
+    from aiolb import logs, loops, orphan, privileges
     from aiolb.application import load
     from aiolb.channel import Channel
     from aiolb.cli.serve import users_traceback_shown
@@ -25,6 +37,7 @@ def worker(channel: int, assignment: str) -> None:
     faulthandler.enable()  # the supervisor sends SIGABRT to a worker that hangs
     work = Assignment.from_text(assignment)
     logs.configure(**work.log)
+    orphan.end_after_supervisor(channel, seconds=work.settings["graceful_timeout"] + ORPHAN_MARGIN)
 
     async def serve() -> None:
         # Before any code of the application, and not sooner: ours may lie where that user cannot read it.
