@@ -24,7 +24,7 @@ class SocketStore:
     """Sockets by address and index: taken back from the service manager at the start, and given to it."""
 
     def __init__(self, manager: ServiceManager, inherited: Inherited) -> None:
-        self.complete = True
+        self.complete = manager.kept or bool(inherited.others)
         """Whether the manager has every socket that was to be kept."""
         self._opened: set[tuple[Address, int]] = set()
         self._manager = manager

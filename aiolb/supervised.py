@@ -79,6 +79,7 @@ class SupervisedMember:
         self._random = Random()  # noqa: S311 - jitter is no secret
         self._restarts = Restarts(policy.restart, self._random)
         self._worker: WorkerProcess | None = None
+        self._mourned: WorkerProcess | None = None
         self._replaceable_at = -math.inf
         self._lock = asyncio.Lock()
         self._replaced = asyncio.Event()
@@ -170,14 +171,15 @@ class SupervisedMember:
         self._replaced.clear()
         self._steady.clear()
         restart = self._restarts.died(time.monotonic())
-        if worker in self._living:
+        if worker is not self._mourned:
+            self._mourned = worker
             self._tell_of_death(worker, restart_in=round(restart.delay, 3))
         self._take_report(worker)
         if restart.out:
             self._steady.set()
         if restart.out and not self.places.out:
             elsewhere = self.places.leave()
-            hint = "its sources go to the other members" if elsewhere else "its sources wait in its queue"
+            hint = "its sources go to other members" if elsewhere else "its sources wait in its queue"
             self._log.error("member_out", reason="its workers keep dying", hint=hint)
         elif not restart.out:
             self._put_back()

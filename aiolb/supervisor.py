@@ -260,7 +260,7 @@ class Supervisor:
         """Whether all places of the groups are ours; what is another process's is not to be changed."""
         whole = [member.index for member in self._members] == list(range(self._places.group_count))
         if not whole:
-            _log.error("count_kept", reason="other processes have places in the group too")
+            _log.error("count_kept", reason="other processes hold some of the group's places")
         return whole
 
     def _note_count(self) -> None:

@@ -166,7 +166,7 @@ MISTAKES = [
     ),
     (["nowhere.py:Mine"], "there is no file nowhere.py", None),
     (["app.py:Mine", "--index", "1"], "--reload runs all members of the group", "leave --index and --count out"),
-    (["app.py:Mine", "--workers", "0"], "a group has 1 to 1024 members, not 0", "--count 1 … 1024"),
+    (["app.py:Mine", "--workers", "0"], "a group has 1 to 1024 members, not 0", "--workers auto"),
 ]
 
 

@@ -202,7 +202,7 @@ async def test_a_worker_stopped_by_hand(supervise, app):
         before = await client.ask("first")
         os.kill(before.pid, signal.SIGTERM)
         client.send("second")
-        replaced = await process.event("replaced", reason="signal")
+        replaced = await process.event("replaced", reason="asked")
         after = await client.hear()
         last = await client.ask("third")
     assert (replaced["old"], replaced["new"]) == (before.pid, last.pid)

@@ -288,3 +288,15 @@ def test_refusing_datagrams():
         send(address, 40)
         assert queued(sock) == 3
         assert sockets.memory(sock).drops == 40
+
+
+def test_accepting_datagrams_again():
+    """Whoever gets a socket that was drained lets datagrams in again; one that was not is left as it is."""
+    with sockets.bind_reuseport(LOCAL) as sock:
+        address = address_of(sock)
+        sockets.accept_datagrams(sock)
+        sockets.refuse_datagrams(sock)
+        send(address, 2)
+        sockets.accept_datagrams(sock)
+        send(address, 3)
+        assert (queued(sock), sockets.memory(sock).drops) == (3, 2)

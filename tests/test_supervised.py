@@ -44,6 +44,9 @@ class Places:
     index = 0
     out = False
 
+    def __init__(self, sock):
+        self.sockets = {sockets.address_of(sock): sock}
+
     def enter(self):
         """Be selected."""
         self.out = False
@@ -59,7 +62,7 @@ class Run:
 
     def __init__(self, script, sock, policy):
         self._sockets = ((str(sockets.address_of(sock)), sock.fileno()),)
-        self.script, self.places, self.stopping = script, Places(), asyncio.Event()
+        self.script, self.places, self.stopping = script, Places(sock), asyncio.Event()
         self.refusal = None
         self.starts = 0
         self.logged = []
@@ -126,8 +129,8 @@ async def test_a_life(script):
         assert it.due() is None
         await it.end("drain")
         assert not it.receiving
-        assert (it.workers, it.killed, it.collectors) == (1, 0, [])
-        assert it.sums["received"] == 0
+        assert (it.report.workers, it.report.killed, it.report.as_dict()["collector"]) == (1, 0, [[]])
+        assert it.report.as_dict()["received"] == 0
     assert [step for *_, step in script.steps] == ["started", "prepared", "receive", "drain", "ended"]
     assert run.logged == []
 
@@ -137,7 +140,7 @@ async def test_a_first_worker_that_fails(script):
     script.says("1", "exit")
     async with member(script) as run:
         assert not await run.member.prepare()
-        assert (run.starts, run.member.killed, run.logged) == (1, 0, [])
+        assert (run.starts, run.member.report.killed, run.logged) == (1, 0, [])
 
 
 async def test_a_first_worker_that_is_stuck(script):
@@ -146,7 +149,7 @@ async def test_a_first_worker_that_is_stuck(script):
     async with member(script, start_timeout=0.05) as run:
         assert not await run.member.prepare()
         late = run.named("worker_start_timeout")[0]
-        assert (late["seconds"], late["log_level"], run.member.killed) == (0.05, "error", 0)
+        assert (late["seconds"], late["log_level"], run.member.report.killed) == (0.05, "error", 0)
         assert not supervision.is_running(late["pid"])
 
 
@@ -172,7 +175,7 @@ async def test_workers_that_cannot_be_started(script):
         assert failed["reason"] == "a worker cannot be started with x: Cannot allocate memory"
         run.refusal = None
         await until(lambda: run.member.receiving, "the next worker")
-        assert (run.member.workers, run.member.killed) == (2, 1)
+        assert (run.member.report.workers, run.member.report.killed) == (2, 1)
 
 
 async def test_a_replacement_that_fails(script):
@@ -195,7 +198,7 @@ async def test_replaced_by_hand(script):
         assert not await it.replace("restart")
         script.says("3")
         assert await it.replace("restart")
-        assert (it.receiving, it.workers, it.killed) == (True, 3, 0)
+        assert (it.receiving, it.report.workers, it.report.killed) == (True, 3, 0)
         assert [run.named("replaced")[0][name] for name in ("reason", "old", "new")] == ["restart", *script.pids(0)]
 
 
@@ -208,7 +211,7 @@ async def test_replaced_while_it_waits_for_its_restart(script):
         assert run.places.out
         assert await it.replace("restart")
         assert it.receiving
-    assert (it.workers, it.killed) == (2, 1)
+    assert (it.report.workers, it.report.killed) == (2, 1)
 
 
 async def test_nothing_is_replaced_after_the_end(script):
@@ -247,7 +250,7 @@ async def test_given_up(script, monkeypatch):
         await until(lambda: script.pids(0, "drain"), "the order")
         it.give_up()
         await ending
-        assert (it.killed, it.receiving) == (1, False)
+        assert (it.report.killed, it.receiving) == (1, False)
 
 
 async def test_a_worker_that_ignores_its_end(script, monkeypatch):
@@ -257,15 +260,15 @@ async def test_a_worker_that_ignores_its_end(script, monkeypatch):
     async with member(script, graceful_timeout=0) as run:
         it = await run.begin()
         await it.end("drain")
-        assert (it.killed, it.receiving) == (1, False)
+        assert (it.report.killed, it.receiving) == (1, False)
 
 
 async def test_reports(script):
     """Sums go over all workers; what collectors say of themselves is kept where somebody wants it."""
     async with member(script) as run:
-        run.member.keeps_reports = True
         it = await run.begin()
         assert await it.replace("restart")
         await it.end("drain")
-        assert it.collectors == [[], []]
-        assert set(it.sums) == {"received", "handled", "errors", "abandoned", "kernel_drops"}
+        assert it.report.as_dict()["collector"] == [[], []]
+        counted = {"received", "handled", "errors", "abandoned", "kernel_drops", "killed", "lost_at_most", "workers"}
+        assert set(it.report.as_dict()) == {"index", "collector", *counted}

@@ -99,7 +99,7 @@ def supervise(
         option = "--reload" if reload else "--workers"
         raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
     if not 1 <= workers <= MAX_MEMBERS:
-        raise ConfigurationError(f"a group has 1 to {MAX_MEMBERS} workers, not {workers}", hint="--workers auto")
+        raise ConfigurationError(f"a group has 1 to {MAX_MEMBERS} members, not {workers}", hint="--workers auto")
     from aiolb import logs, loops, privileges, sockets, systemd
     from aiolb.recycling import parse_recycle_after
     from aiolb.supervised import WorkerPolicy
