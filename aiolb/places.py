@@ -89,6 +89,8 @@ class AllPlaces:
             groups = []
             for address in config.bind:
                 kept = {index: sock for (of, index), sock in (given or {}).items() if of == address}
+                for sock in kept.values():
+                    sockets.set_receive_buffer(sock, config.rcvbuf)
                 with sockets.reserved_port(address) as numbered:
                     group = members.join_all(numbered, bind, options, given=kept)
                 on_error.callback(group.close)
