@@ -58,10 +58,17 @@ class ScriptedWorker:
             watched = [self.channel, *(self.sockets if receiving else [])]
             readable, _, _ = select.select(watched, [], [], self.beat)
             if self.channel in readable:
-                receiving = self.obey(json.loads(self.lines.readline() or b'{"name": "gone"}')) or receiving
+                receiving = self.obey(self.order()) or receiving
             if receiving:
                 self.read()
             self.tell("beat", received=len(self.handled), handled=len(self.handled), errors=0, abandoned=0)
+
+    def order(self) -> dict:
+        """The next order; ``gone`` when the supervisor has died."""
+        try:
+            return json.loads(self.lines.readline() or b'{"name": "gone"}')
+        except ConnectionResetError:  # it had not read all that we told it
+            return {"name": "gone"}
 
     def obey(self, order: dict) -> bool:
         """Do what the supervisor says; whether to receive from now on."""

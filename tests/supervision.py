@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 import pytest
 import structlog.testing
+from events import DEADLINE, Log, children, gone, until
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -24,12 +24,6 @@ from aiolb.config import ServeConfig
 from aiolb.supervised import WorkerPolicy
 from aiolb.supervisor import Supervisor as AiolbSupervisor
 from aiolb.supervisor import Target
-
-_spec = importlib.util.spec_from_file_location("events", Path(__file__).with_name("events.py"))
-_events = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_events)
-DEADLINE, Log, until, gone = _events.DEADLINE, _events.Log, _events.until, _events.gone
-children, is_running = _events.children, _events.is_running
 
 ANYWHERE = Address("127.0.0.1", 0)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import supervision
 from click.testing import CliRunner
 
 from aiolb.cli.main import main
@@ -19,15 +18,6 @@ from aiolb.cli.supervise import Workers
 HERE = Path(__file__).parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 Client, children = supervision.Client, supervision.children
 
 ALONE = ("--bind", "127.0.0.1:0", "--balancer", "none")
@@ -188,7 +178,7 @@ async def test_a_killed_worker(supervise, app):
         assert (died["pid"], died["reason"], died["restart_in"]) == (before.pid, "SIGKILL", 0)
         answers = [await client.hear() for _ in range(100)]
     (after,) = {answer.pid for answer in answers}
-    assert [event["pid"] for event in process.named("ready", index=0)] == [before.pid, after]
+    assert (await process.event("ready", index=0, nth=2))["pid"] == after
     assert await process.stop() == 0
     (member,) = process.report()["members"]
     assert (member["workers"], member["killed"], member["received"], member["handled"]) == (2, 1, 100, 100)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import service_manager
 import structlog.testing
 
 from aiolb import sockets
@@ -21,15 +20,7 @@ from aiolb.systemd import Inherited, ServiceManager, SocketName
 TESTS = Path(__file__).parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-StandIn = load("service_manager").ServiceManager
+StandIn = service_manager.ServiceManager
 
 ANYWHERE = Address("127.0.0.1", 0)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog.testing
+import supervision
+from events import is_running
 
 from aiolb import sockets, supervised
 from aiolb.assignment import Assignment
@@ -24,15 +24,6 @@ from aiolb.worker_process import WorkerProcess
 TESTS = Path(__file__).parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 script, until = supervision.script, supervision.until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -150,7 +141,7 @@ async def test_a_first_worker_that_is_stuck(script):
         assert not await run.member.prepare()
         late = run.named("worker_start_timeout")[0]
         assert (late["seconds"], late["log_level"], run.member.report.killed) == (0.05, "error", 0)
-        assert not supervision.is_running(late["pid"])
+        assert not is_running(late["pid"])
 
 
 async def test_a_stop_during_the_start(script):

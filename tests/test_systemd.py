@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import shutil
 import socket
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import service_manager
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,15 +26,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples" / "systemd"
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-StandIn = load("service_manager").ServiceManager
+StandIn = service_manager.ServiceManager
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

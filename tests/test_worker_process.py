@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import supervision
 
 from aiolb import sockets, worker_process
 from aiolb.assignment import Assignment
@@ -21,15 +20,6 @@ from aiolb.worker_process import WorkerProcess
 TESTS = Path(__file__).parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 script, until = supervision.script, supervision.until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import supervision
 
 from aiolb.bpf.group import Group
 from aiolb.recycling import RecyclePolicy
@@ -19,15 +18,6 @@ from aiolb.restarts import RestartPolicy
 TESTS = Path(__file__).parent.parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
 script, address = supervision.script, supervision.address
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import service_manager
+import supervision
 
 from aiolb.bpf.group import Group
 from aiolb.bpf.state import cookie
@@ -21,17 +21,8 @@ from aiolb.systemd import SocketName
 TESTS = Path(__file__).parent.parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 Client = supervision.Client
-ServiceManager = load("service_manager").ServiceManager
+ServiceManager = service_manager.ServiceManager
 script, address = supervision.script, supervision.address
 
 HOSTS = [f"127.0.5.{number}" for number in range(1, 41)]

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import signal
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import supervision
 
 TESTS = Path(__file__).parent.parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
 script, address = supervision.script, supervision.address
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pwd
 import signal
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import supervision
 
 from aiolb.bpf.group import Group
 
 TESTS = Path(__file__).parent.parent
 
 
-def load(name):
-    """A module of the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-supervision = load("supervision")
 Client, address = supervision.Client, supervision.address
 
 NOBODY = pwd.getpwnam("nobody")
