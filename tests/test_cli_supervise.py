@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -268,3 +269,13 @@ async def test_without_the_compiled_parts(supervise, app, tmp_path):
     assert len(process.named("fast_receiver_missing")) == 2
     handled = [number for worker in process.report()["members"][0]["collector"] for number in worker["handled"]]
     assert handled == [str(number) for number in range(40)]
+
+
+async def test_modules_in_the_working_directory(supervise, app, tmp_path, monkeypatch):
+    """What lies beside the application is not taken for a library, least of all before privileges are dropped."""
+    (tmp_path / "structlog.py").write_text("raise SystemExit(99)")
+    monkeypatch.chdir(tmp_path)
+    command = (sys.executable, "-P", "-m", "aiolb")
+    process = await supervise(Path(app).name, "--workers", "1", command=command)
+    await process.supervising(workers=1)
+    assert await process.stop() == 0

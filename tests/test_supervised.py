@@ -263,3 +263,16 @@ async def test_reports(script):
         assert it.report.as_dict()["collector"] == [[], []]
         counted = {"received", "handled", "errors", "abandoned", "kernel_drops", "killed", "lost_at_most", "workers"}
         assert set(it.report.as_dict()) == {"index", "collector", *counted}
+
+
+async def test_silence_that_nobody_could_hear(script):
+    """A worker whose supervisor was stopped itself is not taken for hung."""
+    async with member(script, worker_timeout=3600) as run:
+        it = await run.begin()
+        it._worker.last_sign -= 3600
+        it.excuse(3600)
+        it.watch()
+        assert (it.receiving, run.logged) == (True, [])
+        it._worker.last_sign -= 3600
+        it.watch()
+        assert run.named("worker_hung")[0]["pid"] == script.pids(0)[0]

@@ -136,3 +136,16 @@ async def test_places_of_others(script, address, bpffs):
             assert group.alive() == {0}
     assert [member["workers"] for member in report["members"]] == [1, 1]
     assert supervised.named("count_changed") == []
+
+
+async def test_a_place_that_another_process_has(script, address, bpffs):
+    """A member whose place is taken already is not added: its worker ends, and the group is left as it is."""
+    async with Supervised(script, address, count=2, bpffs=bpffs) as supervised:
+        await supervised.supervising()
+        with closing(Group.open(address, bpffs=bpffs)) as group, bind_reuseport(address) as other:
+            group.join(other, 2, count=3)
+            supervised.send_signal(signal.SIGTTOU)
+            await supervised.event("count_kept")
+            assert (group.config.count, group.alive()) == (3, {0, 1, 2})
+        report = await supervised.stop()
+    assert [(member["index"], member["workers"]) for member in report["members"]] == [(0, 1), (1, 1)]

@@ -157,3 +157,18 @@ async def test_sockets_of_a_socket_unit(service, address, bpffs):
     assert (dropped["name"], dropped["level"]) == ("strange", "warning")
     assert dropped["hint"] == "ListenDatagram= and ReusePort=yes in the socket unit"
     assert service.report()["handled"] == 1
+
+
+async def test_a_socket_unit_without_a_store(service, address):
+    """A socket that the manager opened itself outlives a stop, with what is queued, though it keeps no others."""
+    async with ServiceManager() as manager:
+        with bind_reuseport(address) as ours, Client(address) as client:
+            manager.stored.append(("collector.socket", os.dup(ours.fileno())))
+            await service(manager, 1)
+            assert (await client.ask()).index == 0
+            assert await manager.stop() == 0
+            client.send("queued")
+            await service(manager, 1)
+            assert (await client.hear()).index == 0
+            assert await manager.stop() == 0
+    assert service.report()["handled"] == 1
