@@ -13,7 +13,6 @@ import structlog
 from aiolb import logs, remarks, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
-from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.steering import Joined, JoinOptions, UnmanagedPlace
 from aiolb.config import ServeConfig
 from aiolb.protocol import Application, CollectorProtocol
@@ -70,18 +69,9 @@ class Listener:
 
         Raises what :func:`aiolb.bpf.steering.join` raises; nothing is left behind then.
         """
-        options = JoinOptions(
-            index=config.index,
-            balancer=config.balancer,
-            takeover=config.takeover,
-            compile=config.compile,
-            debug=config.debug,
-            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
-        )
-
         bind = partial(sockets.bind_buffered, size=config.rcvbuf)
         with sockets.reserved_port(address) as numbered:
-            joined = steering.join(numbered, bind, options)
+            joined = steering.join(numbered, bind, JoinOptions.of(config))
         try:
             remarks.on_joined(numbered, joined, joined.sock, config.rcvbuf)
             # Nobody comes back to a port that the kernel chose.

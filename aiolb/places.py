@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from aiolb import remarks, sockets
 from aiolb.bpf import members
-from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
@@ -77,13 +76,6 @@ class AllPlaces:
 
         Raises what :func:`aiolb.bpf.members.join_all` raises; nothing is left behind then.
         """
-        options = JoinOptions(
-            balancer=config.balancer,
-            takeover=config.takeover,
-            compile=config.compile,
-            debug=config.debug,
-            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
-        )
         bind = partial(sockets.bind_buffered, size=config.rcvbuf)
         with ExitStack() as on_error:
             groups = []
@@ -92,7 +84,7 @@ class AllPlaces:
                 for sock in kept.values():
                     sockets.set_receive_buffer(sock, config.rcvbuf)
                 with sockets.reserved_port(address) as numbered:
-                    group = members.join_all(numbered, bind, options, given=kept)
+                    group = members.join_all(numbered, bind, JoinOptions.of(config), given=kept)
                 on_error.callback(group.close)
                 remarks.on_joined(numbered, group, group[0].sock, config.rcvbuf, unpinned=group.unpinned)
                 groups.append(group)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -17,6 +17,7 @@ from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import cookie
+from aiolb.config import ServeConfig
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
 
 FALLBACK_SETTLE = 0.2
@@ -36,6 +37,18 @@ class JoinOptions:
     compile: bool = False
     debug: bool = False
     group: GroupOptions = field(default_factory=GroupOptions)
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Self:
+        """What the settings of a collector, or of a supervisor, ask for."""
+        return cls(
+            index=config.index,
+            balancer=config.balancer,
+            takeover=config.takeover,
+            compile=config.compile,
+            debug=config.debug,
+            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
+        )
 
 
 class Place(Protocol):
