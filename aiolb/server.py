@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,9 +19,10 @@ from aiolb.protocol import Application
 from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.stats import CollectorStatistics
 from aiolb.systemd import ServiceManager
+from aiolb.waiting import run_until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from aiolb.address import Address
 
@@ -227,17 +228,3 @@ def reopening_log() -> Iterator[None]:
 
 def _text(addresses: Iterable[Address]) -> str:
     return ", ".join(map(str, addresses))
-
-
-async def run_until(event: asyncio.Event, work: Awaitable[Any], *, seconds: float | None = None) -> None:
-    """Run ``work`` to its end and raise what it raises; cancel it when ``event`` is set or the seconds are over."""
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({working, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-        working.cancel()
-        # Also when we were cancelled ourselves: the work has ended when this returns.
-        await asyncio.wait({working})
-    with suppress(asyncio.CancelledError):
-        working.result()

@@ -16,6 +16,7 @@ import structlog
 from aiolb.errors import ConfigurationError, StartError
 from aiolb.member_report import MemberReport
 from aiolb.restarts import DAY, RestartPolicy, Restarts
+from aiolb.waiting import run_until
 
 if TYPE_CHECKING:
     from aiolb.places import Places
@@ -122,7 +123,7 @@ class SupervisedMember:
             worker.limit = self._policy.recycle.draw(self._random)
         self.report.workers += 1
         self._living.add(worker)
-        await _wait(worker.reaches("prepared"), unless, seconds=self._policy.start_timeout)
+        await run_until(unless, worker.reaches("prepared"), seconds=self._policy.start_timeout)
         if not worker.has("prepared"):
             if worker.alive and not unless.is_set():
                 self._log.error("worker_start_timeout", pid=worker.pid, seconds=self._policy.start_timeout)
@@ -140,7 +141,7 @@ class SupervisedMember:
 
     async def steady(self, *, seconds: float) -> None:
         """Wait, for the seconds at most, until a worker receives, or the member is out of its group."""
-        await _wait(self._steady.wait(), self._retired, seconds=seconds)
+        await run_until(self._retired, self._steady.wait(), seconds=seconds)
 
     # Dying
 
@@ -149,12 +150,12 @@ class SupervisedMember:
         while not self._retired.is_set():
             worker = self._worker
             assert worker is not None  # noqa: S101 - prepare() came before
-            await _wait(worker.over(), self._retired)
+            await run_until(self._retired, worker.over())
             async with self._lock:
                 if self._worker is not worker or self._retired.is_set():
                     continue
                 delay = self._mourn(worker)
-            await _wait(self._replaced.wait(), self._retired, seconds=delay)
+            await run_until(self._retired, self._replaced.wait(), seconds=delay)
             async with self._lock:
                 if self._worker is not worker or self._retired.is_set():
                     continue
@@ -319,16 +320,6 @@ class SupervisedMember:
                 worker.order(order)
                 await self._end(worker, within=self._policy.graceful_timeout + MARGIN)
         await asyncio.gather(*self._given_up)
-
-
-async def _wait(work: Awaitable[Any], unless: asyncio.Event, *, seconds: float | None = None) -> None:
-    """Wait for ``work``, for ``unless`` or for the seconds, whichever comes first."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(unless.wait())]
-    try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _reason(worker: WorkerProcess) -> str:

@@ -8,7 +8,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from aiolb.reports import TOLD, check_writable, write_report
 from aiolb.store import SocketStore
 from aiolb.supervised import SupervisedMember, WorkerPolicy
 from aiolb.systemd import Inherited, ServiceManager
+from aiolb.waiting import happens
 from aiolb.worker_process import WorkerProcess
 
 WATCH_INTERVAL = 0.25
@@ -282,9 +282,7 @@ class Supervisor:
                 self._look_after_members()
                 if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
                     self._manager.status(self._status())
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(WATCH_INTERVAL):
-                        await self._stopping.wait()
+                await happens(self._stopping, seconds=WATCH_INTERVAL)
         finally:
             self._stopping.set()
 

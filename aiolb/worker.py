@@ -12,9 +12,10 @@ import structlog
 
 from aiolb import logs, signals
 from aiolb.listener import Listener
-from aiolb.server import Server, reopening_log, run_until
+from aiolb.server import Server, reopening_log
 from aiolb.tally import Tally
 
+from aiolb.waiting import run_until
 if TYPE_CHECKING:
     from aiolb.address import Address
     from aiolb.assignment import Assignment

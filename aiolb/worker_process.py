@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aiolb.channel import Channel
 from aiolb.errors import StartError
 from aiolb.tally import Tally
+from aiolb.waiting import happens, run_until
 
 if TYPE_CHECKING:
     from aiolb.assignment import Assignment
@@ -98,20 +99,12 @@ class WorkerProcess:
 
     async def reaches(self, milestone: str, *, seconds: float | None = None) -> bool:
         """Wait until it tells the milestone; false when it ends without, or the seconds are over."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._milestones[milestone], self._over)]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await run_until(self._over, self._milestones[milestone].wait(), seconds=seconds)
         return self.has(milestone)
 
     async def over(self, *, seconds: float | None = None) -> bool:
         """Wait until it has ended and all it said is read; false when the seconds are over before."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._over.wait()
-        return self._over.is_set()
+        return await happens(self._over, seconds=seconds)
 
     def order(self, name: str, **content: Any) -> None:
         """Send it an order; see :class:`aiolb.worker.Worker`."""

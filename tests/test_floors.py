@@ -25,6 +25,7 @@ FLOORS = {
     "aiolb.logs": 2,
     "aiolb.loops": 1,
     "aiolb.signals": 1,
+    "aiolb.waiting": 1,
     "aiolb.restarts": 1,
     "aiolb.recycling": 1,
     "aiolb.bpf.spec": 1,
