@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -41,6 +42,11 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def as_text(addresses: Iterable[Address]) -> str:
+    """Addresses for people: ``127.0.0.1:9000, [::1]:9000``."""
+    return ", ".join(map(str, addresses))
 
 
 def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tuple[str, int]:

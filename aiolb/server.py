@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from aiolb import logs, privileges, signals
+from aiolb.address import as_text
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
@@ -22,7 +23,7 @@ from aiolb.systemd import ServiceManager
 from aiolb.waiting import run_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from aiolb.address import Address
 
@@ -52,7 +53,7 @@ class Server:
         self._forced = asyncio.Event()
         self._stopped = False
         # What its log lines say of it.
-        self.member = {"index": config.index, "count": config.count, "bind": _text(config.bind)}
+        self.member = {"index": config.index, "count": config.count, "bind": as_text(config.bind)}
 
     async def serve(self) -> None:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
@@ -116,7 +117,7 @@ class Server:
                 await self.end()
             raise
         first = self.listeners[0]
-        self.member.update(count=first.count, bind=_text(listener.address for listener in self.listeners))
+        self.member.update(count=first.count, bind=as_text(listener.address for listener in self.listeners))
         _log.info("ready", balancer=first.balancer, pid=os.getpid())
 
     async def watch(self, manager: ServiceManager | None = None) -> None:
@@ -224,7 +225,3 @@ def reopening_log() -> Iterator[None]:
     numbers = () if signals.is_users(signal.SIGUSR1) else (signal.SIGUSR1,)
     with signals.captured(reopen, numbers):
         yield
-
-
-def _text(addresses: Iterable[Address]) -> str:
-    return ", ".join(map(str, addresses))

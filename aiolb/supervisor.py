@@ -7,14 +7,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from aiolb import logs, privileges, signals
-from aiolb.address import Address
+from aiolb.address import as_text
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError, StartError
@@ -92,14 +92,14 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start, supervise, stop. Raises StartError and ConfigurationError; nothing is left behind then."""
-        said = {"bind": _text(self._config.bind)}
+        said = {"bind": as_text(self._config.bind)}
         logs.MEMBER.set(said)
         check_writable(self._config.report)
         if self._config.user is not None:
             privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
             self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
-            said["bind"] = _text(self._places.addresses)
+            said["bind"] = as_text(self._places.addresses)
             try:
                 for index in range(self._places.count):
                     self._store.keep(self._places.of(index))
@@ -214,7 +214,7 @@ class Supervisor:
     def _status(self) -> str:
         """For people who ask the service manager."""
         receiving = sum(member.receiving for member in self._members)
-        return f"{receiving} of {len(self._members)} workers receive at {_text(self._places.addresses)}"
+        return f"{receiving} of {len(self._members)} workers receive at {as_text(self._places.addresses)}"
 
     async def _replace_due(self) -> None:
         """Replace the workers that are due, one at a time."""
@@ -363,10 +363,6 @@ class Supervisor:
         for member in members:
             total.update({name: value for name, value in member.items() if isinstance(value, int) and name != "index"})
         return {"pid": os.getpid(), **total, "members": members}
-
-
-def _text(addresses: Iterable[Address]) -> str:
-    return ", ".join(map(str, addresses))
 
 
 async def _nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiolb.address import Address, canonical, parse_address, parse_ip, parse_network, split_host_port
+from aiolb.address import Address, as_text, canonical, parse_address, parse_ip, parse_network, split_host_port
 from aiolb.errors import AiolbError, ConfigurationError
 
 ports = st.integers(0, 65535)
@@ -21,6 +21,11 @@ def test_round_trip(ip, port):
     address = Address(str(canonical(ip)), port)
     assert parse_address(str(address)) == address
     assert address.ip == canonical(ip)
+
+
+def test_several_as_text():
+    """Several addresses are one line."""
+    assert as_text(map(parse_address, ["127.0.0.1:9", "[::1]:9"])) == "127.0.0.1:9, [::1]:9"
 
 
 @given(st.text())
