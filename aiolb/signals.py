@@ -1,12 +1,13 @@
-"""Signals for the time that something runs: caught, given to callbacks, restored, passed on."""
+"""Signals: caught for the time that something runs, and restored; sent to children."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ def is_users(number: signal.Signals) -> bool:
     status = Path("/proc/self/status").read_text()
     handled = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
     return number not in _CAUGHT and bool(handled >> (number - 1) & 1)
+
+
+def send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a child process, if it has not ended."""
+    # Not Process.send_signal(): it looks whether the process is dead, and then the loop, which waits for that
+    # too, is told nothing but status 255 (Popen.send_signal() and asyncio.ThreadedChildWatcher).
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _catch(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: _Callback) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from aiolb import signals
 from aiolb.channel import Channel
 from aiolb.errors import StartError
 from aiolb.tally import Tally
@@ -112,11 +112,7 @@ class WorkerProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it has not ended."""
-        # Not Process.send_signal(): it looks whether the process is dead, and then the loop, which waits for that
-        # too, is told nothing but status 255 (Popen.send_signal() and asyncio.ThreadedChildWatcher).
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)
+        signals.send(self._process, number)
 
     async def end(self, *, within: float) -> None:
         """Kill it unless it ends by itself within that many seconds."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aiolb import signals
 from aiolb.address import Address, parse_address
 from aiolb.cli.members import MemberProcess
 from aiolb.errors import AiolbError
@@ -69,7 +70,7 @@ class Served(MemberProcess):
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
-        self._signal(number)
+        signals.send(self.process, number)
 
     async def ended(self) -> dict[str, Any]:
         """As the base class does, within the deadline."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import signal
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -163,3 +165,17 @@ def test_whose_a_signal_is(run):
     seen.append(signals.is_users(number))
     faulthandler.unregister(number)
     assert seen == [False, False, False, True, True]
+
+
+def test_sent_to_a_child(run):
+    """A child gets the signal, and the loop its status; one that has ended, known or not yet, gets nothing."""
+
+    async def live():
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", "import signal; signal.pause()")
+        signals.send(child, signal.SIGTERM)
+        status = await child.wait()
+        signals.send(child, signal.SIGCONT)
+        signals.send(SimpleNamespace(pid=child.pid, returncode=None), signal.SIGCONT)
+        return status
+
+    assert run(live()) == -signal.SIGTERM

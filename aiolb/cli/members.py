@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from aiolb import signals
 from aiolb.bpf.syscall import end_with_parent
 from aiolb.errors import StartError
 
@@ -59,7 +58,7 @@ class MemberProcess:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._signal(signal.SIGKILL)
+        signals.send(self.process, signal.SIGKILL)
         await self.process.wait()
         await self._reader
 
@@ -110,15 +109,8 @@ class MemberProcess:
 
     async def stop(self) -> dict[str, Any]:
         """Stop it gracefully and read its report. Raises StartError, with what it said, when it failed."""
-        self._signal(signal.SIGTERM)
+        signals.send(self.process, signal.SIGTERM)
         return await self.ended()
-
-    def _signal(self, number: signal.Signals) -> None:
-        # Not Process.send_signal(): it looks whether the process is dead, and then the loop, which waits for that
-        # too, is told nothing but status 255 (Popen.send_signal() and asyncio.ThreadedChildWatcher).
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, number)
 
     async def ended(self) -> dict[str, Any]:
         """Wait for its end and read its report. Raises StartError, with what it said, when it failed."""
