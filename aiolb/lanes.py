@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiolb.lane import CURRENT_LANE, Lane
+from aiolb.receive import door
 from aiolb.receive.step import PlainStepper
 
 if TYPE_CHECKING:
@@ -22,12 +23,8 @@ _TURN = 0.001
 _STEP = 64
 
 
-class Handlers(Protocol):
-    """What the lanes run."""
-
-    async def handle(self, datagram: bytes, addr: Any) -> None:
-        """Handle one datagram; those of one source come in order and one at a time."""
-        ...
+class Handlers(door.Handlers, Protocol):
+    """What the lanes run: datagrams one by one, or batches."""
 
     async def handle_batch(self, batch: list[Datagram]) -> None:
         """Handle all datagrams that are pending; called one at a time."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 
 from aiolb.errors import ConfigurationError
-from aiolb.lanes import Lanes
+from aiolb.lanes import Handlers, Lanes
 from aiolb.receive.step import PlainStepper
 from aiolb.stats import ProtocolStatistics
 
@@ -34,7 +34,7 @@ _LOG_INTERVAL = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class Application(Protocol):
+class Application(Handlers, Protocol):
     """What the protocol and the server ask of a collector."""
 
     @property
@@ -57,14 +57,6 @@ class Application(Protocol):
 
     async def shutdown(self) -> None:
         """Called once after the last handler ended."""
-        ...
-
-    async def handle(self, datagram: bytes, addr: Any) -> None:
-        """Handle one datagram; those of one source come in order and one at a time."""
-        ...
-
-    async def handle_batch(self, batch: list[Datagram]) -> None:
-        """Handle all datagrams that are pending; called one at a time."""
         ...
 
     def on_error(self, exc: BaseException, datagram: bytes, addr: Any) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Handlers(Protocol):
     """What handles datagrams."""
 
-    def handle(self, datagram: bytes, addr: Any) -> Awaitable[None]:
-        """Handle one datagram."""
+    async def handle(self, datagram: bytes, addr: Any) -> None:
+        """Handle one datagram; those of one source come in order and one at a time."""
         ...
 
 
