@@ -95,6 +95,11 @@ class Lanes:
         """Datagrams whose handler has begun and not ended."""
         return sum(len(lane.in_hand()) for lane in self.all)
 
+    @property
+    def held(self) -> int:
+        """Datagrams that were taken and are not handled yet."""
+        return 0 if self.is_drained() else len(self.pending) + self.waiting + self.in_flight
+
     async def drained(self) -> None:
         """Return when no datagram is pending, waiting or in flight."""
         while not self.is_drained():
@@ -110,7 +115,7 @@ class Lanes:
         if self._stopped:
             return 0
         self._stopped = True
-        abandoned = len(self.pending) + self.waiting + self.in_flight
+        abandoned = self.held
         self.abandoned += abandoned
         self.pending.clear()
         self.waiting = 0

@@ -217,15 +217,14 @@ class CollectorProtocol(asyncio.DatagramProtocol):
     def statistics(self) -> ProtocolStatistics:
         """What became of every datagram so far."""
         lanes = self._lanes
-        pending, in_flight = len(lanes.pending), lanes.in_flight
-        unhandled = lanes.errors + pending + lanes.waiting + in_flight + lanes.abandoned
+        unhandled = lanes.errors + lanes.held + lanes.abandoned
         return ProtocolStatistics(
             received=lanes.door.received,
             handled=lanes.door.received - unhandled,
             errors=lanes.errors,
-            pending=pending,
+            pending=len(lanes.pending),
             waiting=lanes.waiting,
-            in_flight=in_flight,
+            in_flight=lanes.in_flight,
             abandoned=lanes.abandoned,
             lanes=len(lanes.all),
             socket_errors=self._socket_errors,
@@ -233,8 +232,7 @@ class CollectorProtocol(asyncio.DatagramProtocol):
 
     def held(self) -> int:
         """Datagrams that were taken and are not handled yet."""
-        lanes = self._lanes
-        return 0 if lanes.is_drained() else len(lanes.pending) + lanes.waiting + lanes.in_flight
+        return self._lanes.held
 
     # What the lanes call
 
