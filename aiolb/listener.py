@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from functools import partial
 from typing import Self
@@ -13,7 +12,7 @@ import structlog
 from aiolb import logs, remarks, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
-from aiolb.bpf.steering import Joined, JoinOptions, UnmanagedPlace
+from aiolb.bpf.steering import Joined, JoinOptions
 from aiolb.config import ServeConfig
 from aiolb.protocol import Application, CollectorProtocol
 from aiolb.receive import choose
@@ -82,13 +81,10 @@ class Listener:
             raise
 
     @classmethod
-    def inherited(
-        cls, address: Address, sock: socket.socket, balancer: str, application: Application, config: ServeConfig
-    ) -> Self:
+    def inherited(cls, address: Address, joined: Joined, application: Application, config: ServeConfig) -> Self:
         """Receive, from the next turn of the running loop on, from a socket whose place somebody else takes care of."""
-        sockets.accept_datagrams(sock)  # a worker before this one may have drained it
-        place = UnmanagedPlace(config.count or 1)
-        return cls(address, Joined(sock, place, balancer), application, config, forget=False)
+        sockets.accept_datagrams(joined.sock)  # a worker before this one may have drained it
+        return cls(address, joined, application, config, forget=False)
 
     def tell(self, tally: Tally, cell: int) -> None:
         """Keep count in ``tally`` of what was taken and is not handled yet."""
@@ -100,11 +96,6 @@ class Listener:
     def count(self) -> int:
         """The group's number of members when it was last looked at."""
         return self._count
-
-    def note_count(self, count: int) -> None:
-        """Be told of the group's number of members, where the place cannot know it."""
-        if isinstance(self._place, UnmanagedPlace):
-            self._place.count = count
 
     def watch(self, now: float) -> bool:
         """Look at the group and at the kernel's drops, log what changed; whether the place was taken over.

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from aiolb import logs, signals
+from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.listener import Listener
 from aiolb.server import Server, reopening_log
 from aiolb.tally import Tally
-
 from aiolb.waiting import run_until
+
 if TYPE_CHECKING:
     from aiolb.address import Address
     from aiolb.assignment import Assignment
@@ -53,6 +54,8 @@ class Worker:
         os.set_inheritable(assignment.tally, False)
         self._tally = Tally(assignment.tally, len(self._sockets))
         self._server = Server(application, config)
+        # The supervisor takes care of the places; what a worker knows of them is the count that it is told.
+        self._place = UnmanagedPlace(config.count or 1)
 
     async def serve(self) -> None:
         """Serve until ordered to end, or the supervisor's death. Raises what the start raises."""
@@ -90,9 +93,8 @@ class Worker:
         self._channel.send("asks_to_end")
 
     def _listen(self, address: Address) -> Listener:
-        listener = Listener.inherited(
-            address, self._sockets[address], self._assignment.balancer, self._application, self._server.config
-        )
+        joined = Joined(self._sockets[address], self._place, self._assignment.balancer)
+        listener = Listener.inherited(address, joined, self._application, self._server.config)
         listener.tell(self._tally, len(self._server.listeners))
         return listener
 
@@ -128,8 +130,7 @@ class Worker:
             self._server.give_up()
             self._ending.set()
         elif name == "count":
-            for listener in self._server.listeners:
-                listener.note_count(content["count"])
+            self._place.count = content["count"]
         elif name == "reopen_log":
             logs.reopen()
 
