@@ -45,6 +45,13 @@ def add_member(_logger: Any, _method: str, event: structlog.typing.EventDict) ->
     return {**MEMBER.get({}), **event}
 
 
+def drop_empty_hint(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Processor for structlog: an event whose hint is None has none; not every error has one to pass on."""
+    if event.get("hint", "") is None:
+        del event["hint"]
+    return event
+
+
 def configure(
     log_format: str = "console",
     level: str = "info",
@@ -67,6 +74,7 @@ def configure(
     common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         add_member,
+        drop_empty_hint,
         structlog.processors.add_log_level,
         _timestamper(log_format),
     ]

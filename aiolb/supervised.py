@@ -190,8 +190,7 @@ class SupervisedMember:
         self._log.error("worker_died", pid=worker.pid, reason=_reason(worker), **more, lost_at_most=worker.held)
 
     def _start_failed(self, error: StartError) -> None:
-        hint = {} if error.hint is None else {"hint": error.hint}
-        self._log.error("worker_start_failed", reason=str(error), **hint)
+        self._log.error("worker_start_failed", reason=str(error), hint=error.hint)
 
     def _put_back(self) -> None:
         if self.places.out:
@@ -247,8 +246,8 @@ class SupervisedMember:
             if new.alive:
                 return new
             if not self._stopping.is_set():
-                hint = {"hint": "the old one goes on"} if old.alive else {}
-                self._log.error("replacement_failed", pid=new.pid, reason=_reason(new), **hint)
+                hint = "the old one goes on" if old.alive else None
+                self._log.error("replacement_failed", pid=new.pid, reason=_reason(new), hint=hint)
         self._replaceable_at = time.monotonic() + REPLACEMENT_PAUSE
         return None
 

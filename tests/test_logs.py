@@ -52,6 +52,17 @@ def test_console():
     assert line[19:] == " [warning  ] ready            index=1 count=3 bind=127.0.0.1:9 pid=5"
 
 
+def test_an_empty_hint():
+    """A hint of None does not appear, and any other does."""
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    for hint in (None, "try again"):
+        structlog.get_logger().info("failed", hint=hint)
+    without, given = map(json.loads, stream.getvalue().splitlines())
+    assert "hint" not in without
+    assert given["hint"] == "try again"
+
+
 @pytest.mark.usefixtures("member")
 def test_what_the_event_says_comes_first():
     """An event that names an address of its own keeps it."""
