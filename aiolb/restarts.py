@@ -100,7 +100,7 @@ class Restarts:
     was stopped by order has not. The supervisor says what happens and does what it is told::
 
         restart = restarts.died(now)   # start a worker in restart.delay seconds; the member is out if restart.out
-        restarts.ready(now)            # that worker reported ready; ask again at restarts.settled_at
+        restarts.ready(now)            # that worker reported ready; ask now and then whether it has settled
         if restarts.settled(now):      # it stayed up: put the member back
 
     A worker may be started before its delay is over, e.g. because an operator asked for new ones.
@@ -124,15 +124,10 @@ class Restarts:
         """Whether the member belongs outside of the group: from the death that was one too many until settled."""
         return self._ceiling is not None
 
-    @property
-    def settled_at(self) -> float | None:
-        """When :meth:`settled` will be true if the worker stays up; None while there is nothing to wait for."""
-        return self._settled_at
-
     def died(self, now: float) -> Restart:
         """The worker ended by itself, whether it had been ready or not.
 
-        A worker that stayed up until ``settled_at`` has settled, even if nobody asked in time. So the answer
+        A worker that stayed up for the time to settle has settled, even if nobody asked in time. So the answer
         may have a member back in the group that was out before: compare its ``out`` with what is.
         """
         self.settled(now)
@@ -158,10 +153,6 @@ class Restarts:
             return False
         self._ceiling = self._settled_at = None
         return True
-
-    def stopped(self) -> None:
-        """The worker was stopped by order and none is left: no death, but nothing settles until one is ready."""
-        self._settled_at = None
 
     def _flapping(self, now: float) -> bool:
         return len(self._deaths) > self.policy.limit and now - self._deaths[0] < self.policy.window
