@@ -10,6 +10,7 @@ from dataclasses import replace
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
+from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.balancers import Balancer, ClassicBalancer, EbpfBalancer, KernelBalancer
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics
 from aiolb.bpf.objects import check_count
@@ -157,8 +158,6 @@ def join_all(
         return _join_classic(address, bind, options, given)
     wanted = steering.group_options(options)
     try:
-        if wanted.bpffs is None:
-            steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, wanted, given, takeover=options.takeover)
     except (PrivilegeError, UnsupportedError) as error:
         if options.balancer == "ebpf" or options.takeover:
@@ -167,7 +166,8 @@ def join_all(
     if wanted.bpffs is None:
         return _join_classic(address, bind, options, given, fallback=reason)
     try:
-        steering.refuse_to_mix(address, wanted, given.values())
+        if wanted.bpffs != BPFFS:  # there it is looked for in any case
+            steering.refuse_to_mix(address, wanted, given.values())
         return _join_ebpf(address, bind, replace(wanted, bpffs=None), given, unpinned=reason)
     except (PrivilegeError, UnsupportedError) as error:
         return _join_classic(address, bind, options, given, fallback=error)
@@ -187,11 +187,11 @@ def _join_ebpf(
     unpinned: PrivilegeError | UnsupportedError | None = None,
 ) -> Members:
     if options.bpffs is None:
+        steering.refuse_to_mix(address, options, given.values())
         if takeover:
             raise GroupError(
                 "a group that is not pinned cannot take a place over", hint="--bpffs names where to pin it"
             )
-        steering.refuse_to_mix(address, options, given.values())
     with Group.opened_or_created(address, options) as group:
         count = _wanted_count(options, given, group.config.count)
         indexes = {index: given.get(index) for index in range(count)}
