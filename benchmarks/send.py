@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from children import CPUS, FOLDER, compiled, started
 from results import Spread, console, write
 from rich.table import Table
 
-FOLDER = Path(__file__).parent
-CPUS = sorted(os.sched_getaffinity(0))
 SINKS = {"trains": "to a receiver that takes trains whole", "full": "into a full queue"}
 
 NOTES = """\
@@ -40,7 +38,7 @@ def main(*, repeats: int, count: int, train_count: int, size: int, sources: int,
     sizes = [str(sources), str(size)]
     all_runs = {}
     with ExitStack() as stack:
-        program = compiled(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        program = compiled("send", Path(stack.enter_context(tempfile.TemporaryDirectory())))
         status = stack.enter_context(console.status("send"))
         for kind, title in SINKS.items():
             port = stack.enter_context(sink(kind))
@@ -63,26 +61,9 @@ def main(*, repeats: int, count: int, train_count: int, size: int, sources: int,
     write("send", {"settings": settings, "microseconds": all_runs})
 
 
-def compiled(folder: Path) -> Path:
-    """The C program."""
-    program = folder / "send"
-    command = [os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", str(program), str(FOLDER / "c" / "send.c")]
-    subprocess.run(command, check=True)
-    return program
-
-
-def start(command: list[str], cpu: int) -> subprocess.Popen[bytes]:
-    """A process on one CPU; sender and receiver have one each where there are two."""
-    os.sched_setaffinity(0, {cpu})  # for the child, which inherits it
-    try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    finally:
-        os.sched_setaffinity(0, CPUS)
-
-
 def output(command: list[str]) -> Any:
     """What a sender says, which is JSON."""
-    with start(command, CPUS[0]) as child:
+    with started(command, CPUS[0], stdin=subprocess.PIPE) as child:
         said, _ = child.communicate()
     if child.returncode:
         raise click.ClickException(f"{' '.join(command)} ended with status {child.returncode}")
@@ -93,12 +74,9 @@ def output(command: list[str]) -> Any:
 def sink(kind: str) -> Iterator[int]:
     """A process to send to; gives its port."""
     command = [sys.executable, str(FOLDER / "senders.py"), "sink", kind]
-    with start(command, CPUS[-1]) as child:
+    with started(command, CPUS[-1], stdin=subprocess.PIPE) as child:
         assert child.stdout is not None
-        try:
-            yield int(child.stdout.readline())
-        finally:
-            child.kill()
+        yield int(child.stdout.readline())
 
 
 def of_kind(program: Path, port: int, numbers: list[str], kind: str) -> dict[tuple[str, str], Callable[[], float]]:
@@ -130,14 +108,11 @@ def iperf3(size: int) -> Iterator[Callable[[], float]]:
         port = str(sock.getsockname()[1])
     server = ["iperf3", "--server", "--port", port, "--bind", "127.0.0.1", "--forceflush"]
     client = ["iperf3", "--client", "127.0.0.1", "--port", port, "--udp", "--bitrate", "0", "--length", str(size)]
-    with start(server, CPUS[-1]) as child:
+    with started(server, CPUS[-1], stdin=subprocess.PIPE) as child:
         assert child.stdout is not None
         while b"listening" not in child.stdout.readline():
             assert child.poll() is None, "iperf3 ended"
-        try:
-            yield lambda: iperf3_cost([*client, "--time", "1", "--json"])
-        finally:
-            child.kill()
+        yield lambda: iperf3_cost([*client, "--time", "1", "--json"])
 
 
 def iperf3_cost(command: list[str]) -> float:
