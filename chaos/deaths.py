@@ -11,6 +11,7 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.hashing import choose
+from aiolb.bpf.keys import key_of
 from chaos.arena import Arena, Verdict, address_of
 from chaos.behaviour import BROKEN_MEMBER
 from chaos.ledger import Process
@@ -115,7 +116,7 @@ def _failovers(seed: int, table: Sequence[int], source: int, dead: Sequence[int]
     everyone = set(range(MEMBERS))
     where: list[int] = []
     for members in [everyone, *(part for index in dead for part in (everyone - {index}, everyone))]:
-        chosen = choose(seed, address_of(source), table, MEMBERS, members, newest=dead[-1]).member
+        chosen = choose(seed, key_of(address_of(source)), table, MEMBERS, members, newest=dead[-1]).member
         assert chosen is not None  # noqa: S101 - somebody is alive
         if not where or where[-1] != chosen:
             where.append(chosen)

@@ -13,6 +13,7 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import slots
 from aiolb.bpf.hashing import slot_of
+from aiolb.bpf.keys import key_of
 from chaos.arena import Arena, Verdict, address_of
 from chaos.processes import until
 
@@ -88,7 +89,8 @@ async def resizing(arena: Arena) -> Verdict:
             await arena.sends(arena.load.sources)
     await arena.end(supervisor)
     owners = {
-        source: [table[slot_of(seed, address_of(source))] for table in tables] for source in range(arena.load.sources)
+        source: [table[slot_of(seed, key_of(address_of(source)))] for table in tables]
+        for source in range(arena.load.sources)
     }
     movers = frozenset(source for source, members in owners.items() if len(set(members)) > 1)
     moved = sum(_moved(*pair) for pair in pairwise(tables))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,12 +11,14 @@ from aiolb.bpf import abi
 from aiolb.bpf.spec import FOLDER
 
 HEADER = re.sub(r"/\*.*?\*/", "", (FOLDER / "balancer.h").read_text(), flags=re.DOTALL)
-FORMATS = {"u32": "I", "u64": "Q"}
+FORMATS = {"u16": "H", "u32": "I", "u64": "Q"}
 STRUCTS = {
     "config": abi.Config,
     "member": abi.Member,
     "member_stats": abi.MemberStats,
     "group_stats": abi.GroupStats,
+    "rule": abi.Rule,
+    "event": abi.Event,
 }
 
 
@@ -30,7 +32,7 @@ def structs():
     return {
         name: [
             (kind, field)
-            for kind, field, length in re.findall(r"(u32|u64) (\w+)(?:\[(\d+)\])?;", body)
+            for kind, field, length in re.findall(r"(u16|u32|u64) (\w+)(?:\[(\d+)\])?;", body)
             for _ in range(int(length or 1))
         ]
         for name, body in re.findall(r"struct (\w+) \{(.*?)\};", HEADER, flags=re.DOTALL)
@@ -55,13 +57,13 @@ def test_fields(name):
     """A struct has the header's fields, in its order, with its sizes and without padding."""
     found, layout = structs()[name], STRUCTS[name]
     assert layout.STRUCT.format == "=" + "".join(FORMATS[kind] for kind, _ in found)
-    mirrored = ["seed" if field.name in ("seed_low", "seed_high") else field.name for field in fields(layout)]
+    mirrored = [re.sub("_(low|high)$", "", field.name) for field in fields(layout)]
     assert mirrored == [field for _, field in found]
     # In C, with its alignment, it is as long: so no padding hides between the fields.
     assert layout.STRUCT.size % 8 == 0
     offset = 0
     for kind, _ in found:
-        size = {"u32": 4, "u64": 8}[kind]
+        size = {"u16": 2, "u32": 4, "u64": 8}[kind]
         assert offset % size == 0
         offset += size
 
@@ -75,7 +77,8 @@ def test_round_trip(layout):
 
 def test_seed_and_strict():
     """The seed is put together of its two halves, and strict is a flag."""
-    config = abi.Config(1, 1, abi.FLAG_STRICT, 0, 2, 3, 0, 0, 0)
+    nothing = abi.Config.unpack(bytes(abi.Config.STRUCT.size))
+    config = replace(nothing, flags=abi.FLAG_STRICT, seed_low=2, seed_high=3)
     assert (config.seed, config.strict) == (3 << 64 | 2, True)
 
 

@@ -11,11 +11,11 @@ import pytest
 from aiolb.bpf import abi, compiler, spec
 
 
-def out_of_date(compiled=None):
-    """Why balancer.bin is not what the source gives; None when it is."""
-    shipped = spec.shipped()
+def out_of_date(name="aiolb_balancer", compiled=None):
+    """Why a file of bytecode is not what the source gives; None when it is."""
+    shipped = spec.shipped(name)
     if shipped.source_digest != spec.source_digest():
-        return "balancer.bin is of another source: make bytecode"
+        return f"{name} is of another source: make bytecode"
     if compiled is None or compiled.compiler != shipped.compiler:
         return None
     return None if compiled.instructions == shipped.instructions else "the same compiler gives other bytecode"
@@ -32,14 +32,17 @@ def copied(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_bytecode_is_that_of_the_source():
-    """balancer.bin records the digest of the source beside it."""
-    assert out_of_date() is None
+@pytest.mark.parametrize("name", spec.BYTECODE)
+def test_the_bytecode_is_that_of_the_source(name):
+    """The bytecode records the digest of the source beside it."""
+    assert out_of_date(name) is None
 
 
-def test_the_bytecode_is_what_the_compiler_makes(compiled):
-    """Where the compiler is the one that made balancer.bin, it makes the same bytes again."""
-    assert out_of_date(compiled) is None
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("name", spec.BYTECODE)
+def test_the_bytecode_is_what_the_compiler_makes(name):
+    """Where the compiler is the one that made the bytecode, it makes the same bytes again."""
+    assert out_of_date(name, compiler.compile_balancer(migrates=name == spec.MIGRATING)) is None
 
 
 @pytest.mark.parametrize("name", spec.SOURCES)
@@ -47,15 +50,15 @@ def test_a_changed_source_is_noticed(copied, name):
     """One more byte in any of the source files is enough."""
     with (copied / name).open("a") as file:
         file.write("\n")
-    assert out_of_date() == "balancer.bin is of another source: make bytecode"
+    assert out_of_date() == "aiolb_balancer is of another source: make bytecode"
 
 
 def test_changed_bytecode_is_noticed(compiled):
     """Bytecode that the recorded source and compiler do not make is noticed, where that compiler is at hand."""
     same_compiler = replace(compiled, compiler=spec.shipped().compiler)
     changed = replace(same_compiler, instructions=compiled.instructions + bytes(8))
-    assert out_of_date(changed) == "the same compiler gives other bytecode"
-    assert out_of_date(replace(changed, compiler="another one")) is None
+    assert out_of_date(compiled=changed) == "the same compiler gives other bytecode"
+    assert out_of_date(compiled=replace(changed, compiler="another one")) is None
 
 
 @pytest.mark.usefixtures("compiled")
@@ -66,10 +69,11 @@ def test_a_changed_source_is_other_bytecode(copied):
     assert compiler.compile_balancer().instructions != spec.shipped().instructions
 
 
-def test_the_file_format():
+@pytest.mark.parametrize("name", spec.BYTECODE)
+def test_the_file_format(name):
     """The file is a line that names layout, source and compiler, and the instructions."""
-    shipped = spec.shipped()
-    content = spec.BYTECODE.read_bytes()
+    shipped = spec.shipped(name)
+    content = spec.BYTECODE[name].read_bytes()
     assert shipped.to_bytes() == content
     line = content.partition(b"\n")[0].decode()
     assert line == (

@@ -15,6 +15,7 @@ FLOORS = {
     "aiolb.bpf.abi": 0,
     "aiolb.bpf.syscall": 0,
     "aiolb.bpf.hashing": 1,
+    "aiolb.bpf.keys": 1,
     "aiolb.bpf.slots": 1,
     "aiolb.address": 1,
     "aiolb.stats": 1,

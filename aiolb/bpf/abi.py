@@ -10,18 +10,57 @@ from typing import ClassVar, Self
 BPFFS = Path("/sys/fs/bpf")
 """Where a BPF file system is mounted by convention."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 SLOT_COUNT = 16384
 MAX_MEMBERS = 1024
 MAX_TRIES = 16
 MAX_NEIGHBOURS = 64
+STAT_PARTS = 2
+BUCKET_ROWS = 2
+BUCKETS = 32768
 
 FLAG_STRICT = 1
+FLAG_RULES = 2
+FLAG_LISTED_ONLY = 4
+FLAG_LIMIT = 8
+FLAG_EVENTS = 16
+
+KEY_SOURCE = 0
+KEY_FLOW = 1
+KEY_RANDOM = 2
+KEY_CUSTOM = 3
+
+RULE_DENY = 0
+RULE_ALLOW = 1
+
+ACTION_STEER = 0
+ACTION_FAILOVER = 1
+ACTION_UNSTEERED = 2
+ACTION_DROP = 3
+ACTION_DENY = 4
+ACTION_UNLISTED = 5
+ACTION_LIMIT = 6
+
+NO_MEMBER = 65535
+
+DEFAULT_WEIGHT = 100
+"""Of a member that nobody has given another one."""
+MAX_RULES = 65536
+MAX_OFFENDERS = 1024
+EVENTS_SIZE = 256 << 10
+"""Bytes of the ring buffer: about 4,600 events."""
 
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_PERCPU_ARRAY = 6
+MAP_TYPE_LRU_HASH = 9
+MAP_TYPE_LPM_TRIE = 11
 MAP_TYPE_REUSEPORT_SOCKARRAY = 20
+MAP_TYPE_RINGBUF = 27
 
+MAP_NO_PREALLOC = 1 << 0
+MAP_MMAPABLE = 1 << 10
+
+U16 = struct.Struct("=H")
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 
@@ -36,6 +75,8 @@ class MapSpec:
     value_size: int
     entries: int
     name: str = ""
+    key_size: int = 4
+    flags: int = 0
 
     def name_for(self, protocol: str) -> str:
         """The name that bpftool shows; the kernel allows 15 characters."""
@@ -61,7 +102,7 @@ class Layout:
 class Config(Layout):
     """``struct config``."""
 
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQQQQ")
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQIIQQQQQQQQQIIQQQ")
 
     layout: int
     count: int
@@ -69,6 +110,19 @@ class Config(Layout):
     newest: int
     seed_low: int
     seed_high: int
+    key: int
+    mask4: int
+    mask6_low: int
+    mask6_high: int
+    key_digest: int
+    limit_interval_ns: int
+    limit_burst_ns: int
+    event_source_low: int
+    event_source_high: int
+    event_mask_low: int
+    event_mask_high: int
+    event_sample: int
+    generation: int
     program: int
     created_ns: int
     namespace: int
@@ -88,12 +142,19 @@ class Config(Layout):
 class Member(Layout):
     """``struct member``."""
 
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQII")
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQIIII")
 
     cookie: int
     joined_ns: int
     pid: int
     uid: int
+    weight: int
+    drained: int
+
+    @property
+    def share(self) -> int:
+        """Its weight, and 0 while it is drained."""
+        return 0 if self.drained else self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +172,57 @@ class MemberStats(Layout):
 class GroupStats(Layout):
     """``struct group_stats``."""
 
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQQ")
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQQQQQQQ")
 
     failovers: int
     unsteered: int
     dropped: int
+    denied: int
+    unlisted: int
+    limited: int
+    migrated: int
+    events_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Layout):
+    """``struct rule``."""
+
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIQQ")
+
+    action: int
+    unused: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Layout):
+    """``struct event``."""
+
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQQIHHHHI")
+
+    time_ns: int
+    source_low: int
+    source_high: int
+    bytes: int
+    port: int
+    slot: int
+    member: int
+    action: int
+    unused: int
 
 
 MAPS = (
     MapSpec("targets", 1, MAP_TYPE_REUSEPORT_SOCKARRAY, 8, MAX_MEMBERS, name="{protocol}_balancing_t"),
     MapSpec("config", 2, MAP_TYPE_ARRAY, Config.STRUCT.size, 1),
-    MapSpec("slots", 3, MAP_TYPE_ARRAY, U32.size, SLOT_COUNT),
+    MapSpec("slots", 3, MAP_TYPE_ARRAY, SLOT_COUNT * U16.size, 1, flags=MAP_MMAPABLE),
     MapSpec("member_stats", 4, MAP_TYPE_PERCPU_ARRAY, MemberStats.STRUCT.size, MAX_MEMBERS),
-    MapSpec("slot_stats", 5, MAP_TYPE_PERCPU_ARRAY, U64.size, SLOT_COUNT),
+    MapSpec("slot_stats", 5, MAP_TYPE_PERCPU_ARRAY, SLOT_COUNT // STAT_PARTS * U32.size, STAT_PARTS),
     MapSpec("group_stats", 6, MAP_TYPE_PERCPU_ARRAY, GroupStats.STRUCT.size, 1),
+    MapSpec("rules", 7, MAP_TYPE_LPM_TRIE, Rule.STRUCT.size, MAX_RULES, key_size=20, flags=MAP_NO_PREALLOC),
+    MapSpec("buckets", 8, MAP_TYPE_ARRAY, BUCKET_ROWS * BUCKETS * U64.size, 1),
+    MapSpec("offenders", 9, MAP_TYPE_LRU_HASH, U64.size, MAX_OFFENDERS, key_size=16),
+    MapSpec("events", 10, MAP_TYPE_RINGBUF, 0, EVENTS_SIZE, key_size=0),
     MapSpec("members", 0, MAP_TYPE_ARRAY, Member.STRUCT.size, MAX_MEMBERS),
 )

@@ -4,13 +4,38 @@
 #ifndef AIOLB_BALANCER_H
 #define AIOLB_BALANCER_H
 
-#define LAYOUT_VERSION 1	/* first word of `config`; changes whenever a layout below does */
+#define LAYOUT_VERSION 2	/* first word of `config`; changes whenever a layout below does */
 #define SLOT_COUNT 16384	/* hash slots; a power of two */
 #define MAX_MEMBERS 1024	/* places in a group */
 #define MAX_TRIES 16		/* slots tried by hash */
 #define MAX_NEIGHBOURS 64	/* members tried in turn after that: all of a group of up to 64 */
+#define STAT_PARTS 2		/* values of slot_stats: the kernel allows 32 KiB for one of a per-CPU array */
+#define BUCKET_ROWS 2		/* token buckets that a source has */
+#define BUCKETS 32768		/* token buckets in a row; a power of two */
 
 #define FLAG_STRICT 1		/* drop when no member is alive, instead of leaving it to the kernel */
+#define FLAG_RULES 2		/* look every source up in `rules` */
+#define FLAG_LISTED_ONLY 4	/* with FLAG_RULES: drop the sources that no rule allows */
+#define FLAG_LIMIT 8		/* take a token of the source's buckets for every packet */
+#define FLAG_EVENTS 16		/* write decisions to `events` */
+
+#define KEY_SOURCE 0		/* the address under the masks: the source, or its prefix */
+#define KEY_FLOW 1		/* the address under the masks, and the port */
+#define KEY_RANDOM 2		/* a random number for each packet */
+#define KEY_CUSTOM 3		/* what the function of a key file says */
+
+#define RULE_DENY 0
+#define RULE_ALLOW 1
+
+#define ACTION_STEER 0		/* to the member that owns the slot */
+#define ACTION_FAILOVER 1	/* to another one, for that one is dead */
+#define ACTION_UNSTEERED 2	/* left to the kernel: no member is alive */
+#define ACTION_DROP 3		/* dropped: no member is alive (FLAG_STRICT) */
+#define ACTION_DENY 4		/* dropped by a rule */
+#define ACTION_UNLISTED 5	/* dropped: no rule allows the source (FLAG_LISTED_ONLY) */
+#define ACTION_LIMIT 6		/* dropped: the source's buckets are empty */
+
+#define NO_MEMBER 65535		/* in an event: nobody was selected */
 
 /* Placeholders for the maps' descriptors: the loader patches the real ones into the bytecode. */
 #define MAP_TARGETS 1
@@ -19,6 +44,10 @@
 #define MAP_MEMBER_STATS 4
 #define MAP_SLOT_STATS 5
 #define MAP_GROUP_STATS 6
+#define MAP_RULES 7
+#define MAP_BUCKETS 8
+#define MAP_OFFENDERS 9
+#define MAP_EVENTS 10
 
 /* config: array of 1 */
 struct config {
@@ -27,6 +56,16 @@ struct config {
 	u32 flags;		/* FLAG_… */
 	u32 newest;		/* member that joined last: tried when the tries below found nobody */
 	u64 seed[2];		/* key of the hash: low and high 64 bits */
+	u32 key;		/* KEY_… */
+	u32 mask4;		/* of an IPv4 source, in network byte order */
+	u64 mask6[2];		/* of an IPv6 source, in network byte order */
+	u64 key_digest;		/* KEY_CUSTOM: first 8 bytes of SHA-256 of the key file; user space only */
+	u64 limit_interval_ns;	/* FLAG_LIMIT: time that a token takes */
+	u64 limit_burst_ns;	/* FLAG_LIMIT: time that all tokens but one of a full bucket take */
+	u64 event_source[2];	/* FLAG_EVENTS: only of sources with this address (IPv4 as ::ffff:a.b.c.d) … */
+	u64 event_mask[2];	/* … under this mask, both in network byte order */
+	u32 event_sample;	/* FLAG_EVENTS: one of so many, by chance; 0 and 1 are all */
+	u32 generation;		/* grows whenever slots get other owners; user space only */
 	u64 program;		/* first 8 bytes of SHA-256 of the attached bytecode; user space only */
 	u64 created_ns;		/* CLOCK_REALTIME of the group's creation; user space only */
 	u64 namespace;		/* SO_NETNS_COOKIE of its network namespace; user space only */
@@ -38,25 +77,59 @@ struct member {
 	u64 joined_ns;		/* CLOCK_REALTIME when it did */
 	u32 pid;		/* of the process that joined it, as that process saw itself */
 	u32 uid;		/* its effective user */
+	u32 weight;		/* its part of the slots, beside the other members' weights */
+	u32 drained;		/* 1: it is to own no slot, whatever its weight */
 };
 
-/* slots: array of SLOT_COUNT, u32: the member that owns the slot
+/* slots: array of 1, SLOT_COUNT u16: the member that owns the slot. User space maps it and writes one at a time.
  * targets (udp_balancing_t, tcp_balancing_t): reuseport sockarray of MAX_MEMBERS, u64: the member's socket */
 
 /* member_stats: per-CPU array of MAX_MEMBERS */
 struct member_stats {
-	u64 packets;		/* steered to this member; a train is one packet */
+	u64 packets;		/* steered to this member; a train, or a connection, is one packet */
 	u64 bytes;		/* their UDP payload */
 	u64 failovers;		/* of those packets: taken over from a dead member */
 };
 
-/* slot_stats: per-CPU array of SLOT_COUNT, u64: packets whose first slot this was */
+/* slot_stats: per-CPU array of STAT_PARTS, SLOT_COUNT / STAT_PARTS u32 each: packets whose first slot this was.
+ * They begin again at 0 after 2^32. */
 
 /* group_stats: per-CPU array of 1 */
 struct group_stats {
 	u64 failovers;		/* packets that went to another member because theirs was dead */
 	u64 unsteered;		/* packets that found no live member and were left to the kernel */
 	u64 dropped;		/* packets that found no live member and were dropped (FLAG_STRICT) */
+	u64 denied;		/* packets that a rule denied */
+	u64 unlisted;		/* packets that no rule allowed (FLAG_LISTED_ONLY) */
+	u64 limited;		/* packets whose source had no token (FLAG_LIMIT) */
+	u64 migrated;		/* TCP connections that moved here from a listener that was closed */
+	u64 events_lost;	/* decisions that found `events` full */
+};
+
+/* rules: longest-prefix-match trie, by prefix length (u32) and address (16 bytes, IPv4 as ::ffff:a.b.c.d) */
+struct rule {
+	u32 action;		/* RULE_… */
+	u32 unused;
+	u64 packets;		/* that it was the longest match of */
+	u64 bytes;		/* their UDP payload */
+};
+
+/* buckets: array of 1, BUCKET_ROWS rows of BUCKETS u64: when the bucket is full again (CLOCK_MONOTONIC, ns).
+ * A source has one in each row, by hash, and is dropped when all of them are empty. So the table is of one size
+ * whoever sends, nothing is ever evicted from it, and who shares one bucket with a flood still has the other. */
+
+/* offenders: LRU hash, by source (16 bytes, IPv4 as ::ffff:a.b.c.d), u64: packets dropped by its limit */
+
+/* events: ring buffer */
+struct event {
+	u64 time_ns;		/* CLOCK_MONOTONIC */
+	u64 source[2];		/* network byte order; IPv4 as ::ffff:a.b.c.d */
+	u32 bytes;		/* UDP payload */
+	u16 port;		/* the sender's */
+	u16 slot;		/* the key's; 0 where it was dropped before */
+	u16 member;		/* or NO_MEMBER */
+	u16 action;		/* ACTION_… */
+	u32 unused;
 };
 
 #endif

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from aiolb.bpf.hashing import key_of
+from aiolb.bpf.keys import key_of
 
 _INSTRUCTION = struct.Struct("=HBBI")
 _NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF, include/uapi/linux/filter.h

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aiolb.bpf.spec import BYTECODE, FOLDER, ProgramSpec, source_digest
+from aiolb.bpf.spec import BYTECODE, FOLDER, MIGRATING, ProgramSpec, source_digest
 from aiolb.errors import CompileError
 
 TIMEOUT = 60
@@ -21,12 +21,15 @@ BCC_FOLDERS: list[str] | None = None
 _INSTALL = "apt-get install python3-bpfcc (Debian, Ubuntu) or dnf install python3-bcc (Fedora)"
 
 
-def compile_balancer(*, debug: bool = False) -> ProgramSpec:
+def compile_balancer(*, debug: bool = False, migrates: bool = False) -> ProgramSpec:
     """Compile the balancer; with ``debug`` every decision is written to the kernel's trace file.
+
+    With ``migrates`` it is the program for TCP that also moves the waiting connections of a closed listener.
 
     Needs the distribution's bcc, no kernel headers and no privilege. Raises CompileError.
     """
-    flags = [f"-I{FOLDER}", *(["-DAIOLB_DEBUG"] if debug else [])]
+    defined = {"AIOLB_DEBUG": debug, "AIOLB_MIGRATE": migrates}
+    flags = [f"-I{FOLDER}", *(f"-D{name}" for name, wanted in defined.items() if wanted)]
     source = (FOLDER / "balancer.c").read_text()
     answer = _ask_bcc({"source": source, "flags": flags, "function": "balancer", "folders": BCC_FOLDERS})
     return ProgramSpec(
@@ -34,6 +37,7 @@ def compile_balancer(*, debug: bool = False) -> ProgramSpec:
         "aiolb_debug" if debug else "aiolb_compiled",
         source_digest(),
         answer["compiler"],
+        migrates,
     )
 
 
@@ -76,8 +80,9 @@ def _error(kind: str, detail: str, output: str) -> CompileError:
 
 
 def main() -> None:
-    """Rebuild balancer.bin from the C source (``make bytecode``)."""
-    BYTECODE.write_bytes(compile_balancer().to_bytes())
+    """Rebuild the bytecode from the C source (``make bytecode``)."""
+    for name, path in BYTECODE.items():
+        path.write_bytes(compile_balancer(migrates=name == MIGRATING).to_bytes())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from aiolb.address import Address
-from aiolb.bpf import abi, slots, spec
+from aiolb.bpf import abi, slots
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
 from aiolb.bpf.pins import Pins
@@ -92,7 +92,7 @@ class Group(GroupState):
     def opened_or_created(cls, address: Address, options: GroupOptions) -> Iterator[Self]:
         """The group at ``address``, made if there is none, with its lock held: bind and join inside.
 
-        bpffs is mounted where it is missing. An existing group keeps its seed (another one is refused); another
+        bpffs is mounted where it is missing. An existing group keeps its seed and its key (others are refused); another
         count, strictness or program becomes the group's when somebody joins with it. On an error the group is
         closed, and removed if it was made here; else it is the caller's to close. Raises GroupError,
         PrivilegeError, KernelError.
@@ -118,7 +118,7 @@ class Group(GroupState):
             if (objects := Objects.open(pins)) is not None:
                 on_error.callback(objects.close)
                 group = cls(address, pins, objects)
-                group._check_seed(options, pins)
+                group._check_kept(options, pins)
                 group._wanted = options
             else:
                 on_error.callback(pins.remove)
@@ -210,7 +210,13 @@ class Group(GroupState):
                 self.move_slots(slots.resize(self.slots, count))
                 self._write_config(count=count)
 
-    def _check_seed(self, options: GroupOptions, pins: Pins) -> None:
+    def _check_kept(self, options: GroupOptions, pins: Pins) -> None:
+        """What a group keeps from its creation on: key and seed."""
+        if options.key not in (None, self.key):
+            raise GroupError(
+                f"the group at {self.address} has the key {self.key}, not {options.key}",
+                hint=f"leave --key out, or start afresh: stop its members, then rm -r {pins.folder}",
+            )
         seed = self.config.seed
         if options.seed not in (None, seed):
             raise GroupError(
@@ -226,8 +232,12 @@ class Group(GroupState):
         config = self.config
         if options.strict not in (None, config.strict):
             self._write_config(flags=config.flags ^ abi.FLAG_STRICT)
-        bytecode = options.program or spec.shipped()
-        if bytecode.digest != config.program and self._objects.replace_program(bytecode):
+        if config.key == abi.KEY_CUSTOM and options.key is None:
+            return  # its program was compiled with a key file that we have not
+        programs = options.programs
+        if config.program not in {bytecode.digest for bytecode in programs} and (
+            loaded := self._objects.replace_program(programs)
+        ):
             # The join that follows attaches it.
             self._pins.pin_program(self._objects.program_fd)
-            self._write_config(program=bytecode.digest)
+            self._write_config(program=loaded.digest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from aiolb.bpf.abi import MAX_NEIGHBOURS, MAX_TRIES, SLOT_COUNT
@@ -12,38 +11,31 @@ _MASK = (1 << 64) - 1
 
 
 class Choice(NamedTuple):
-    """Where a source goes: its first slot, and the member (None: nobody is alive)."""
+    """Where a key goes: its first slot, and the member (None: nobody is alive)."""
 
     slot: int
     member: int | None
 
 
-def key_of(ip: IPv4Address | IPv6Address) -> bytes:
-    """The bytes that are hashed: 4 for IPv4 and IPv4-mapped IPv6, else 16."""
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped.packed
-    return ip.packed
-
-
-def slot_of(seed: int, ip: IPv4Address | IPv6Address) -> int:
-    """The slot of a source under a group's 128-bit seed."""
-    return siphash13(seed, key_of(ip)) % SLOT_COUNT
+def slot_of(seed: int, key: bytes) -> int:
+    """The slot of a key under a group's 128-bit seed."""
+    return siphash13(seed, key) % SLOT_COUNT
 
 
 def choose(
     seed: int,
-    ip: IPv4Address | IPv6Address,
+    key: bytes,
     slots: Sequence[int],
     count: int,
     alive: Collection[int],
     *,
     newest: int = 0,
 ) -> Choice:
-    """The member that the kernel's program selects for a source, given who is alive.
+    """The member that the kernel's program selects for a key (:meth:`aiolb.bpf.keys.Key.bytes_of`), given who is alive.
 
     ``slots`` is the slot table, ``count`` the group's number of members, and ``newest`` the one that joined last.
     """
-    value = siphash13(seed, key_of(ip))
+    value = siphash13(seed, key)
     for member in _order_of_tries(value, slots, count, newest):
         if member in alive:
             return Choice(value % SLOT_COUNT, member)

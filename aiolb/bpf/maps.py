@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ class Maps:
 
     def __init__(self, descriptors: Mapping[str, int]) -> None:
         self._descriptors = dict(descriptors)
+        self._mapped: mmap.mmap | None = None
 
     @classmethod
     def create(cls, protocol: str) -> Self:
@@ -32,10 +34,11 @@ class Maps:
         return cls._collect(
             lambda spec: syscall.map_create(
                 spec.type,
-                key_size=4,
+                key_size=spec.key_size,
                 value_size=spec.value_size,
                 entries=spec.entries,
                 name=spec.name_for(protocol),
+                flags=spec.flags,
             )
         )
 
@@ -70,9 +73,10 @@ class Maps:
         for spec in MAPS:
             if syscall.map_shape(self._descriptors[spec.pin]) != (
                 spec.type,
-                4,
+                spec.key_size,
                 spec.value_size,
                 spec.entries,
+                spec.flags,
             ):
                 raise LayoutMismatchError(f"another shape of the map {spec.pin}")
 
@@ -83,12 +87,22 @@ class Maps:
 
     def close(self) -> None:
         """Close the descriptors; pinned maps live on."""
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def by_placeholder(self) -> dict[int, int]:
         """Descriptors by the number that stands for them in the bytecode."""
         return {spec.placeholder: self._descriptors[spec.pin] for spec in MAPS if spec.placeholder}
+
+    @property
+    def slots(self) -> mmap.mmap:
+        """The slot table, SLOT_COUNT u16 that the program reads: each is written in one piece."""
+        if self._mapped is None:
+            self._mapped = mmap.mmap(self._descriptors["slots"], _SPECS["slots"].value_size)
+        return self._mapped
 
     def read(self, pin: str, key: int) -> bytes | None:
         """One value of a plain array or the sockarray (8 bytes: the socket's cookie)."""
@@ -115,7 +129,7 @@ class Maps:
         syscall.map_update(self._descriptors[pin], key, value)
 
     def write_many(self, pin: str, values: Mapping[int, bytes]) -> None:
-        """Write many values in one call where the kernel can."""
+        """Write many values of an array in one call where the kernel can."""
         if values:
             syscall.map_update_batch(self._descriptors[pin], list(values), b"".join(values.values()))
 
@@ -124,9 +138,9 @@ class Maps:
         return syscall.map_delete(self._descriptors[pin], key)
 
     def sums(self, pin: str) -> list[tuple[int, ...]]:
-        """All values of a per-CPU array of 64-bit counters, added up over the CPUs."""
+        """All values of a per-CPU array of counters, added up over the CPUs; ``slot_stats`` has 32-bit ones."""
         spec = _SPECS[pin]
-        counters = struct.Struct(f"={spec.value_size // 8}Q")
+        counters = struct.Struct(f"={spec.value_size // 4}I" if pin == "slot_stats" else f"={spec.value_size // 8}Q")
         raw, stride = self.read_all(pin), _stride(spec)
         return [
             tuple(map(sum, zip(*counters.iter_unpack(raw[start : start + stride]), strict=True)))

@@ -6,14 +6,17 @@ import errno
 import os
 import secrets
 import time
+from array import array
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from aiolb.address import Address
 from aiolb.bpf import abi, program, slots, spec
-from aiolb.bpf.abi import BPFFS, Config
+from aiolb.bpf.abi import BPFFS, Config, Member
+from aiolb.bpf.keys import Key
 from aiolb.bpf.maps import LayoutMismatchError, Maps
 from aiolb.bpf.pins import Pins, namespace_cookie
 from aiolb.bpf.spec import ProgramSpec
@@ -28,13 +31,15 @@ class GroupOptions:
     """How a group is created; each None leaves it to the group, or to the default for a new one.
 
     ``count`` members (1 … 1,024; default 1), ``seed`` of the hash (128 bits; default random), ``strict``:
-    drop when no member is alive (default: leave it to the kernel). ``program``: the bytecode. ``bpffs``: where the
-    group is pinned; None makes one that is not, and that no other process finds.
+    drop when no member is alive (default: leave it to the kernel). ``key``: what is hashed (default: the source).
+    ``program``: the bytecode. ``bpffs``: where the group is pinned; None makes one that is not, and that no other
+    process finds.
     """
 
     count: int | None = None
     seed: int | None = None
     strict: bool | None = None
+    key: Key | None = None
     program: ProgramSpec | None = None
     protocol: str = "udp"
     bpffs: Path | None = BPFFS
@@ -44,6 +49,11 @@ class GroupOptions:
             check_count(self.count)
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ConfigurationError(f"a seed is a number from 0 to 2^128 - 1, not {self.seed}")
+
+    @property
+    def programs(self) -> tuple[ProgramSpec, ...]:
+        """The bytecode, the one to prefer first."""
+        return spec.for_protocol(self.protocol) if self.program is None else (self.program,)
 
 
 def check_count(count: int) -> None:
@@ -65,15 +75,14 @@ class Objects:
 
         What an earlier creation left that was cut off is removed. Raises PrivilegeError, UnsupportedError, KernelError.
         """
-        bytecode = options.program or spec.shipped()
         pins.clear()
         with ExitStack() as on_error:
             try:
                 maps = Maps.create(options.protocol)
                 on_error.callback(maps.close)
-                _fill(maps, options, bytecode.digest)
-                program_fd = program.load(bytecode, maps.by_placeholder())
+                program_fd, loaded = program.load_first(options.programs, maps.by_placeholder())
                 on_error.callback(os.close, program_fd)
+                _fill(maps, options, loaded.digest)
                 pins.pin(maps, program_fd)
             except KernelError:
                 raise
@@ -104,18 +113,18 @@ class Objects:
             on_error.pop_all()
         return cls(maps, program_fd)
 
-    def replace_program(self, bytecode: ProgramSpec) -> bool:
-        """Load another version of the program over the same maps, unless this user may not; whether it was.
+    def replace_program(self, programs: Sequence[ProgramSpec]) -> ProgramSpec | None:
+        """Load another version of the program over the same maps, unless this user may not; which one it is.
 
         The sockets go on with the one that is attached to them. Raises KernelError.
         """
         try:
-            fd = program.load(bytecode, self.maps.by_placeholder())
+            fd, loaded = program.load_first(programs, self.maps.by_placeholder())
         except PrivilegeError:
-            return False  # who joins through the pins' permissions alone takes the program that is there
+            return None  # who joins through the pins' permissions alone takes the program that is there
         os.close(self.program_fd)
         self.program_fd = fd
-        return True
+        return loaded
 
     def close(self) -> None:
         """Close the descriptors; what is pinned or attached lives on. Idempotent."""
@@ -128,19 +137,22 @@ class Objects:
 def _fill(maps: Maps, options: GroupOptions, digest: int) -> None:
     count = options.count or 1
     seed = secrets.randbits(128) if options.seed is None else options.seed
-    config = Config(
+    config = replace(
+        Config.unpack(bytes(Config.STRUCT.size)),
         layout=abi.LAYOUT_VERSION,
         count=count,
         flags=abi.FLAG_STRICT if options.strict else 0,
-        newest=0,
         seed_low=seed & (1 << 64) - 1,
         seed_high=seed >> 64,
         program=digest,
         created_ns=time.time_ns(),
         namespace=namespace_cookie(),
+        **(options.key or Key()).settings,
     )
     maps.write("config", 0, config.pack())
-    maps.write_many("slots", {slot: abi.U32.pack(owner) for slot, owner in enumerate(slots.assign(count))})
+    maps.slots[:] = array("H", slots.assign(count)).tobytes()
+    nobody = Member(cookie=0, joined_ns=0, pid=0, uid=0, weight=abi.DEFAULT_WEIGHT, drained=0).pack()
+    maps.write_many("members", dict.fromkeys(range(abi.MAX_MEMBERS), nobody))
 
 
 def _open_error(error: OSError | LayoutMismatchError, pins: Pins) -> StartError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from aiolb.bpf import syscall
 from aiolb.bpf.spec import ProgramSpec
@@ -15,7 +16,7 @@ LICENSE = "GPL"
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _LD_IMM64 = 0x18
-_PSEUDO_MAP_FD = 1
+_PSEUDO_MAP = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
 
 
 class VerifierError(KernelError):
@@ -31,7 +32,7 @@ def relocate(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
     patched = bytearray(instructions)
     for offset in range(0, len(patched), _INSTRUCTION.size):
         opcode, registers, distance, immediate = _INSTRUCTION.unpack_from(patched, offset)
-        if opcode == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
+        if opcode == _LD_IMM64 and registers >> 4 in _PSEUDO_MAP:
             _INSTRUCTION.pack_into(patched, offset, opcode, registers, distance, descriptors[immediate])
     return bytes(patched)
 
@@ -42,16 +43,26 @@ def load(spec: ProgramSpec, descriptors: Mapping[int, int]) -> int:
     ``descriptors`` maps placeholders to map descriptors. Raises PrivilegeError, UnsupportedError,
     VerifierError, KernelError.
     """
-    instructions = relocate(spec.instructions, descriptors)
+    kind, instructions = syscall.PROG_TYPE_SK_REUSEPORT, relocate(spec.instructions, descriptors)
+    use = syscall.SK_REUSEPORT_SELECT_OR_MIGRATE if spec.migrates else syscall.SK_REUSEPORT_SELECT
     try:
-        return syscall.prog_load(syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=spec.name)
+        return syscall.prog_load(kind, instructions, license_text=LICENSE, name=spec.name, attach_type=use)
     except OSError as error:
-        raise _explain(error, instructions, spec.name) from error
+        # EACCES comes from the verifier too: only where it has nothing to say, it is a matter of privilege.
+        log = syscall.prog_verify(kind, instructions, license_text=LICENSE, name=spec.name, attach_type=use)
+        raise _explain(error, log) from error
 
 
-def _explain(error: OSError, instructions: bytes, name: str) -> KernelError:
-    # EACCES comes from the verifier too: only where it has nothing to say, it is a matter of privilege.
-    log = syscall.prog_verify(syscall.PROG_TYPE_SK_REUSEPORT, instructions, license_text=LICENSE, name=name)
+def load_first(specs: Sequence[ProgramSpec], descriptors: Mapping[int, int]) -> tuple[int, ProgramSpec]:
+    """Load the first program that this kernel takes; as :func:`load`, whose last error is raised."""
+    *preferred, last = specs
+    for spec in preferred:
+        with suppress(UnsupportedError, VerifierError):
+            return load(spec, descriptors), spec
+    return load(last, descriptors), last
+
+
+def _explain(error: OSError, log: str) -> KernelError:
     reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
     if reasons:
         return VerifierError(f"the verifier refused the program: {reasons[-1]}", log=log, errno=error.errno)

@@ -10,8 +10,11 @@ from pathlib import Path
 from aiolb.bpf.abi import LAYOUT_VERSION
 
 FOLDER = Path(__file__).parent
-BYTECODE = FOLDER / "balancer.bin"
 SOURCES = ("balancer.c", "balancer.h")
+MIGRATING = "aiolb_migrating"
+"""The name of the program for TCP that also moves the waiting connections of a closed listener (Linux 5.14)."""
+BYTECODE = {"aiolb_balancer": FOLDER / "balancer.bin", MIGRATING: FOLDER / "migrating.bin"}
+"""The files that ``make bytecode`` writes, by the program's name."""
 
 _MAGIC = "aiolb-balancer"
 
@@ -24,6 +27,7 @@ class ProgramSpec:
     name: str
     source_digest: str
     compiler: str
+    migrates: bool = False
 
     @property
     def digest(self) -> int:
@@ -45,9 +49,14 @@ def source_digest() -> str:
 
 
 @cache
-def shipped() -> ProgramSpec:
-    """The bytecode that the package brings, built by ``make bytecode``."""
-    header, _, instructions = BYTECODE.read_bytes().partition(b"\n")
+def shipped(name: str = "aiolb_balancer") -> ProgramSpec:
+    """Bytecode that the package brings, built by ``make bytecode``; ``name`` as in BYTECODE."""
+    header, _, instructions = BYTECODE[name].read_bytes().partition(b"\n")
     words, _, compiler = header.decode().partition(" compiler=")
     fields = dict(word.split("=", 1) for word in words.split()[1:])
-    return ProgramSpec(instructions, "aiolb_balancer", fields["source"], compiler)
+    return ProgramSpec(instructions, name, fields["source"], compiler, migrates=name == MIGRATING)
+
+
+def for_protocol(protocol: str) -> tuple[ProgramSpec, ...]:
+    """The programs for ``udp`` or ``tcp``, the one to prefer first."""
+    return (shipped(MIGRATING), shipped()) if protocol == "tcp" else (shipped(),)

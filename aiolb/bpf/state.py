@@ -14,11 +14,12 @@ from dataclasses import replace
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.abi import Config, Member
+from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
-from aiolb.errors import KernelError
+from aiolb.errors import ConfigurationError, KernelError
 
 FORMER_GROUP_TIMEOUT = 10.0
 """Seconds to wait until sockets are free of a group that has ended; the kernel needs 20 ms (measured)."""
@@ -78,7 +79,7 @@ class GroupState:
     @property
     def slots(self) -> list[int]:
         """The slot table: the owner of each of the 16,384 slots."""
-        return [owner for (owner,) in abi.U32.iter_unpack(self._maps.read_all("slots"))]
+        return list(memoryview(self._maps.slots[:]).cast("H"))
 
     def alive(self) -> set[int]:
         """The indexes that live sockets hold."""
@@ -93,17 +94,28 @@ class GroupState:
         """Who joined as ``index`` last, alive or not."""
         return self._maps.read_struct("members", index, Member)
 
-    def locate(self, source: IPAddress) -> int | None:
-        """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive."""
+    @property
+    def key(self) -> Key:
+        """What is hashed; a group keeps the one that it was made with."""
+        return Key.of(self.config)
+
+    def locate(self, source: IPAddress, port: int | None = None) -> int | None:
+        """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive.
+
+        ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the key.
+        """
         config = self.config
-        return hashing.choose(config.seed, source, self.slots, config.count, self.alive(), newest=config.newest).member
+        key = self.key.bytes_of(source, port)
+        if key is None:
+            raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source")
+        return hashing.choose(config.seed, key, self.slots, config.count, self.alive(), newest=config.newest).member
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""
         config = self.config
         owned = Counter(self.slots)
         counters = self._maps.sums("member_stats")
-        ((failovers, unsteered, dropped),) = self._maps.sums("group_stats")
+        (group,) = self._maps.sums("group_stats")
         members = []
         for index in range(config.count):
             member = self.holder(index)
@@ -115,14 +127,16 @@ class GroupState:
                     member.uid,
                     member.joined_ns,
                     owned[index],
+                    member.weight,
+                    bool(member.drained),
                     *counters[index],
                 )
             )
-        return GroupStatistics(config.count, config.seed, config.strict, tuple(members), failovers, unsteered, dropped)
+        return GroupStatistics(config.count, config.seed, config.strict, str(Key.of(config)), tuple(members), *group)
 
     def slot_packets(self) -> list[int]:
-        """Packets counted per slot since the group's creation; a train is one packet."""
-        return [packets for (packets,) in self._maps.sums("slot_stats")]
+        """Packets counted per slot; a train is one packet. The counts begin again at 0 after 2^32."""
+        return [packets % (1 << 32) for part in self._maps.sums("slot_stats") for packets in part]
 
     def place(self, sock: socket.socket, index: int) -> None:
         """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""
@@ -178,7 +192,8 @@ class GroupState:
         """Note who holds a place, and since when the socket does."""
         former, mine = self.holder(index), cookie(sock)
         since = former.joined_ns if former.cookie == mine else time.time_ns()
-        self._maps.write("members", index, Member(mine, since, os.getpid(), os.geteuid()).pack())
+        holder = replace(former, cookie=mine, joined_ns=since, pid=os.getpid(), uid=os.geteuid())
+        self._maps.write("members", index, holder.pack())
         self._write_config(newest=index)
 
     def _join_error(self, error: OSError) -> KernelError:
@@ -196,8 +211,10 @@ class GroupState:
 
     def move_slots(self, moves: dict[int, int]) -> None:
         """Give slots to other members (slot: member), under the lock."""
-        with self.locked():
-            self._maps.write_many("slots", {slot: abi.U32.pack(member) for slot, member in moves.items()})
+        with self.locked(), memoryview(self._maps.slots) as table, table.cast("H") as owners:
+            for slot, member in moves.items():
+                owners[slot] = member
+            self._write_config(generation=self.config.generation + 1 & 0xFFFFFFFF)
 
     def _write_config(self, **changes: int) -> None:
         self._maps.write("config", 0, replace(self.config, **changes).pack())

@@ -11,6 +11,7 @@ class MemberStatistics:
 
     ``packets``, ``bytes`` (UDP payload) and ``failovers`` count since the group's creation, whoever held
     the index. ``cookie`` is that of the live socket, as ``ss -e`` prints it; None when the member is dead.
+    ``weight`` is its part of the slots beside the others' weights; while it is ``drained`` it owns none.
     """
 
     index: int
@@ -19,6 +20,8 @@ class MemberStatistics:
     uid: int
     joined_ns: int
     slots: int
+    weight: int
+    drained: bool
     packets: int
     bytes: int
     failovers: int
@@ -31,12 +34,18 @@ class MemberStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """A group at one moment. The counters count packets, and a train is one packet."""
+    """A group at one moment. The counters count packets, and a train is one packet; ``struct group_stats`` has them."""
 
     count: int
     seed: int
     strict: bool
+    key: str
     members: tuple[MemberStatistics, ...]
     failovers: int
     unsteered: int
     dropped: int
+    denied: int
+    unlisted: int
+    limited: int
+    migrated: int
+    events_lost: int

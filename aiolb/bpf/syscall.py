@@ -27,11 +27,12 @@ _NUMBERS = {
 }
 
 # enum bpf_cmd, include/uapi/linux/bpf.h
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_GET_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
 _OBJ_GET_INFO_BY_FD, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 15, 24, 26
 
 PROG_TYPE_SK_REUSEPORT = 21
+SK_REUSEPORT_SELECT, SK_REUSEPORT_SELECT_OR_MIGRATE = 39, 40
 MEMBARRIER_GLOBAL = 1
 _PR_SET_PDEATHSIG = 1
 _SO_ATTACH_FILTER = 26
@@ -71,15 +72,19 @@ def _name(name: str) -> bytes:
     return name.encode()[:15]
 
 
-def map_create(map_type: int, *, key_size: int, value_size: int, entries: int, name: str) -> int:
+def map_create(map_type: int, *, key_size: int, value_size: int, entries: int, name: str, flags: int = 0) -> int:
     """Create a map and return its descriptor (close-on-exec); the caller closes it."""
-    attributes = struct.pack("=IIIIIII16s", map_type, key_size, value_size, entries, 0, 0, 0, _name(name))
+    attributes = struct.pack("=IIIIIII16s", map_type, key_size, value_size, entries, flags, 0, 0, _name(name))
     return _bpf(_MAP_CREATE, "BPF_MAP_CREATE", attributes)
 
 
-def map_lookup(fd: int, key: int, size: int) -> bytes | None:
-    """The value under an array's ``key``, ``size`` bytes; None where there is none (ENOENT)."""
-    key_buffer, value = _in(struct.pack("=I", key)), ctypes.create_string_buffer(size)
+def _key(key: int | bytes) -> ctypes.Array[ctypes.c_char]:
+    return _in(key if isinstance(key, bytes) else struct.pack("=I", key))
+
+
+def map_lookup(fd: int, key: int | bytes, size: int) -> bytes | None:
+    """The value under ``key`` (an array's is a number), ``size`` bytes; None where there is none (ENOENT)."""
+    key_buffer, value = _key(key), ctypes.create_string_buffer(size)
     attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), _pointer(value), 0)
     try:
         _bpf(_MAP_LOOKUP, "BPF_MAP_LOOKUP_ELEM", attributes)
@@ -88,22 +93,34 @@ def map_lookup(fd: int, key: int, size: int) -> bytes | None:
     return value.raw
 
 
-def map_update(fd: int, key: int, value: bytes) -> None:
-    """Write the value under an array's ``key``; replacing one is atomic for a sockarray."""
-    key_buffer, value_buffer = _in(struct.pack("=I", key)), _in(value)
+def map_update(fd: int, key: int | bytes, value: bytes) -> None:
+    """Write the value under ``key``; replacing one is atomic for a sockarray."""
+    key_buffer, value_buffer = _key(key), _in(value)
     attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), _pointer(value_buffer), 0)
     _bpf(_MAP_UPDATE, "BPF_MAP_UPDATE_ELEM", attributes)
 
 
-def map_delete(fd: int, key: int) -> bool:
+def map_delete(fd: int, key: int | bytes) -> bool:
     """Remove the value under ``key``; whether there was one."""
-    key_buffer = _in(struct.pack("=I", key))
+    key_buffer = _key(key)
     attributes = struct.pack("=I4xQQQ", fd, _pointer(key_buffer), 0, 0)
     try:
         _bpf(_MAP_DELETE, "BPF_MAP_DELETE_ELEM", attributes)
     except FileNotFoundError:
         return False
     return True
+
+
+def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
+    """The key of ``size`` bytes that follows ``key`` in a map that is no array; the first one after None."""
+    following = ctypes.create_string_buffer(size)
+    before = None if key is None else _in(key)
+    at = 0 if before is None else _pointer(before)
+    try:
+        _bpf(_MAP_GET_NEXT_KEY, "BPF_MAP_GET_NEXT_KEY", struct.pack("=I4xQQQ", fd, at, _pointer(following), 0))
+    except FileNotFoundError:
+        return None
+    return following.raw
 
 
 def map_lookup_batch(fd: int, entries: int, size: int) -> bytes:
@@ -124,29 +141,36 @@ def map_update_batch(fd: int, keys: list[int], values: bytes) -> None:
     _bpf(_MAP_UPDATE_BATCH, "BPF_MAP_UPDATE_BATCH", attributes)
 
 
-def prog_load(program_type: int, instructions: bytes, *, license_text: str, name: str) -> int:
-    """Load a program and return its descriptor (close-on-exec); the caller closes it."""
-    return _prog_load(program_type, instructions, license_text, name, None)
+def prog_load(program_type: int, instructions: bytes, *, license_text: str, name: str, attach_type: int = 0) -> int:
+    """Load a program and return its descriptor (close-on-exec); the caller closes it.
+
+    ``attach_type`` (enum bpf_attach_type) is what it will be used for, where there is a choice.
+    """
+    return _prog_load(program_type, instructions, None, license_text=license_text, name=name, attach_type=attach_type)
 
 
-def prog_verify(program_type: int, instructions: bytes, *, license_text: str, name: str) -> str:
+def prog_verify(program_type: int, instructions: bytes, *, license_text: str, name: str, attach_type: int = 0) -> str:
     """The verifier's whole log for a program, loaded or refused; nothing stays loaded."""
     log = ctypes.create_string_buffer(_LOG_SIZE)
     with suppress(OSError):
-        os.close(_prog_load(program_type, instructions, license_text, name, log))
+        os.close(
+            _prog_load(program_type, instructions, log, license_text=license_text, name=name, attach_type=attach_type)
+        )
     return log.value.decode(errors="replace")
 
 
 def _prog_load(
     program_type: int,
     instructions: bytes,
+    log: ctypes.Array[ctypes.c_char] | None,
+    *,
     license_text: str,
     name: str,
-    log: ctypes.Array[ctypes.c_char] | None,
+    attach_type: int,
 ) -> int:
     code, license_buffer = _in(instructions), ctypes.create_string_buffer(license_text.encode())
     attributes = struct.pack(
-        "=IIQQIIQII16s",
+        "=IIQQIIQII16sII",
         program_type,
         len(instructions) // 8,
         _pointer(code),
@@ -157,6 +181,8 @@ def _prog_load(
         0,
         0,
         _name(name),
+        0,
+        attach_type,
     )
     for _ in range(_LOAD_ATTEMPTS - 1):
         try:
@@ -180,12 +206,12 @@ def obj_get(path: str) -> int:
     return _bpf(_OBJ_GET, "BPF_OBJ_GET", struct.pack("=QII", _pointer(name), 0, 0))
 
 
-def map_shape(fd: int) -> tuple[int, int, int, int]:
-    """A map's type, key size, value size (bytes) and number of entries (struct bpf_map_info)."""
+def map_shape(fd: int) -> tuple[int, int, int, int, int]:
+    """A map's type, key size, value size (bytes), number of entries and flags (struct bpf_map_info)."""
     info = ctypes.create_string_buffer(256)
     _bpf(_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", struct.pack("=IIQ", fd, len(info), _pointer(info)))
-    kind, _, key_size, value_size, entries = struct.unpack_from("=IIIII", info)
-    return kind, key_size, value_size, entries
+    kind, _, key_size, value_size, entries, flags = struct.unpack_from("=IIIIII", info)
+    return kind, key_size, value_size, entries, flags
 
 
 def attach_reuseport(sock: socket.socket, program_fd: int) -> None:

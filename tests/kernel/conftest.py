@@ -25,6 +25,7 @@ from aiolb import sockets
 from aiolb.address import Address, IPAddress, canonical
 from aiolb.bpf import hashing, probe, spec, syscall
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
+from aiolb.bpf.keys import key_of
 from aiolb.bpf.spec import ProgramSpec
 
 HERE = Path(__file__).parent
@@ -304,7 +305,9 @@ class Cluster:
         """What the pure twin says about each source."""
         config, slots, living = self.group.config, self.group.slots, set(alive)
         return {
-            source: hashing.choose(config.seed, source, slots, config.count, living, newest=config.newest).member
+            source: hashing.choose(
+                config.seed, key_of(source), slots, config.count, living, newest=config.newest
+            ).member
             for source in sources
         }
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from aiolb.bpf import hashing
+from aiolb.bpf.keys import key_of
 
 READ = 'mount -t tracefs tracefs "$1" && cat "$1/trace"'
 
@@ -40,7 +41,7 @@ def written(source):
 def lines(group, sources, actions):
     """The lines that are expected: each source with its slot, the member that got it, and what was done."""
     return sorted(
-        f"source={written(source)} slot={hashing.slot_of(group.group.config.seed, source)} "
+        f"source={written(source)} slot={hashing.slot_of(group.group.config.seed, key_of(source))} "
         f"member={member} action={action}"
         for source, (member, action) in zip(sources, actions, strict=True)
     )

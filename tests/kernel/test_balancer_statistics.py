@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from aiolb.bpf import hashing
+from aiolb.bpf.keys import key_of
 
 UDP_SEGMENT = 103  # a name that Python 3.11 lacks (include/uapi/linux/udp.h)
 
@@ -38,7 +39,7 @@ def test_counts_per_slot(cluster, sources_v4):
     group.route(sources)
     group.kill(2)
     group.route(sources[:1_000])
-    expected = Counter(hashing.slot_of(group.group.config.seed, source) for source in sources + sources[:1_000])
+    expected = Counter(hashing.slot_of(group.group.config.seed, key_of(source)) for source in sources + sources[:1_000])
     assert {slot: packets for slot, packets in enumerate(group.group.slot_packets()) if packets} == expected
     assert sum(member.packets for member in group.statistics.members) == 3_000
 

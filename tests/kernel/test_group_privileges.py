@@ -26,7 +26,8 @@ from aiolb.bpf.members import join_all
 from aiolb.bpf.steering import JoinOptions, join, wait_for_packets_in_flight
 from aiolb.errors import GroupError, KernelError
 
-how, bpffs, port, spec.BYTECODE = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+how, bpffs, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+spec.BYTECODE["aiolb_balancer"] = Path(sys.argv[4])
 address = Address("127.0.0.1", port)
 options = JoinOptions(balancer="ebpf", group=GroupOptions(count=2, bpffs=None if how == "unpinned" else bpffs))
 if how == "alone":

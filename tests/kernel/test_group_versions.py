@@ -28,7 +28,13 @@ def folder_of(bpffs) -> Path:
 def replace_map(folder, pin, **changes):
     """Put a map of another shape in the place of a group's."""
     spec = next(spec for spec in abi.MAPS if spec.pin == pin)
-    shape = {"key_size": 4, "value_size": spec.value_size, "entries": spec.entries, **changes}
+    shape = {
+        "key_size": spec.key_size,
+        "value_size": spec.value_size,
+        "entries": spec.entries,
+        "flags": spec.flags,
+        **changes,
+    }
     fd = syscall.map_create(abi.MAP_TYPE_ARRAY if pin == "config" else spec.type, name=pin, **shape)
     try:
         if pin == "config":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from pathlib import Path
 
 import pytest
@@ -23,27 +24,37 @@ def maps():
 
 def test_plain_values(maps):
     """A value is written and read back; what is not written is zero."""
-    maps.write("slots", 5, abi.U32.pack(7))
-    assert maps.read("slots", 5) == abi.U32.pack(7)
-    assert maps.read("slots", 6) == bytes(4)
-    assert maps.read("slots", abi.SLOT_COUNT) is None
+    value = bytes(range(32))
+    maps.write("members", 5, value)
+    assert maps.read("members", 5) == value
+    assert maps.read("members", 6) == bytes(32)
+    assert maps.read("members", abi.MAX_MEMBERS) is None
 
 
 def test_many_values(maps):
     """Many values are written in one call, and all are read in one."""
-    wanted = [slot * 3 % 1024 for slot in range(abi.SLOT_COUNT)]
-    maps.write_many("slots", {slot: abi.U32.pack(member) for slot, member in enumerate(wanted)})
-    assert maps.read_all("slots") == b"".join(map(abi.U32.pack, wanted))
-    maps.write_many("slots", {})
-    maps.write_many("slots", {3: abi.U32.pack(1)})
-    assert maps.read("slots", 3) == abi.U32.pack(1)
+    wanted = [bytes([index % 251]) * 32 for index in range(abi.MAX_MEMBERS)]
+    maps.write_many("members", dict(enumerate(wanted)))
+    assert maps.read_all("members") == b"".join(wanted)
+    maps.write_many("members", {})
+    maps.write_many("members", {3: bytes(32)})
+    assert maps.read("members", 3) == bytes(32)
 
 
-@pytest.mark.parametrize("pin", ["slots", "member_stats", "group_stats", "members"])
+def test_slots(maps):
+    """The slot table is the map's own memory: what is written there the kernel reads, and the other way round."""
+    table = array("H", [slot * 3 % 1024 for slot in range(abi.SLOT_COUNT)]).tobytes()
+    maps.slots[:] = table
+    assert maps.read("slots", 0) == table
+    maps.write("slots", 0, table[::-1])
+    assert maps.slots[:] == table[::-1]
+
+
+@pytest.mark.parametrize("pin", ["member_stats", "slot_stats", "group_stats", "members"])
 def test_without_batch_operations(maps, monkeypatch, pin):
     """Where the kernel reads no batches of a map, its values are read one by one, to the same result."""
-    if pin == "slots":
-        maps.write_many(pin, {slot: abi.U32.pack(slot) for slot in range(abi.SLOT_COUNT)})
+    if pin == "members":
+        maps.write_many(pin, {index: bytes([index % 251]) * 32 for index in range(abi.MAX_MEMBERS)})
     whole = maps.read_all(pin)
 
     def unsupported(*_):
@@ -55,10 +66,10 @@ def test_without_batch_operations(maps, monkeypatch, pin):
 
 def test_structs(maps):
     """A struct is read from its map; where nothing was written, all its fields are zero."""
-    member = abi.Member(1, 2, 3, 4)
+    member = abi.Member(1, 2, 3, 4, 5, 6)
     maps.write("members", 9, member.pack())
     assert maps.read_struct("members", 9, abi.Member) == member
-    assert maps.read_struct("members", 8, abi.Member) == abi.Member(0, 0, 0, 0)
+    assert maps.read_struct("members", 8, abi.Member) == abi.Member(0, 0, 0, 0, 0, 0)
 
 
 def test_sums(maps):
@@ -91,8 +102,8 @@ def test_closing_twice(maps):
 
 def test_placeholders(maps):
     """Every map of the program has its own descriptor; `members` is user space's alone."""
-    assert sorted(maps.by_placeholder()) == [1, 2, 3, 4, 5, 6]
-    assert len(set(maps.by_placeholder().values())) == 6
+    assert sorted(maps.by_placeholder()) == list(range(1, 11))
+    assert len(set(maps.by_placeholder().values())) == 10
 
 
 @pytest.mark.parametrize("failing", range(len(abi.MAPS)))
