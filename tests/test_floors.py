@@ -57,6 +57,7 @@ FLOORS = {
     "aiolb.bpf.statistics": 1,
     "aiolb.bpf.pins": 2,
     "aiolb.bpf.unpinned": 2,
+    "aiolb.bpf.discovery": 3,
     "aiolb.bpf.objects": 3,
     "aiolb.bpf.probe": 3,
     "aiolb.bpf.state": 4,

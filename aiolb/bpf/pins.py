@@ -38,7 +38,7 @@ class Pins:
         self.bpffs = bpffs
         # bpffs refuses names with dots.
         host = address.host.replace(".", "-")
-        self.folder = bpffs / "aiolb" / str(network_namespace()) / f"{protocol}_{host}_{address.port}"
+        self.folder = folder_of_namespace(bpffs) / f"{protocol}_{host}_{address.port}"
         self._descriptor: int | None = None
         self._locked = False
 
@@ -200,6 +200,17 @@ class Pins:
                 parent.rmdir()
             except OSError:  # other groups live there
                 return
+
+
+def folder_of_namespace(bpffs: Path) -> Path:
+    """Where the groups of this thread's network namespace are pinned."""
+    return bpffs / "aiolb" / str(network_namespace())
+
+
+def names_of(folder: str) -> tuple[str, Address]:
+    """The protocol and the address of the group that is pinned in a folder of this name."""
+    protocol, host, port = folder.split("_")
+    return protocol, Address(host if ":" in host else host.replace("-", "."), int(port))
 
 
 def _is_still_there(folder: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from aiolb.cli.groups import bpffs_option
 from aiolb.cli.supervise import SUPERVISION, supervise, supervisor_options
 from aiolb.config import BALANCERS, LOOPS, ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
@@ -130,13 +131,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     metavar="FILE",
     help="Append the log to this file instead of standard error; SIGUSR1 reopens it, for logrotate.",
 )
-@click.option(
-    "--bpffs",
-    type=click.Path(path_type=Path),
-    default=_DEFAULTS.bpffs,
-    show_default=True,
-    help="Where the BPF file system is mounted; groups are pinned there.",
-)
+@bpffs_option
 @supervisor_options
 def serve(
     app: str, binds: tuple[str, ...], log_format: str, log_level: str, log_file: Path | None, **settings: Any

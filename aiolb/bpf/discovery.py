@@ -1,0 +1,59 @@
+"""Which groups there are: read from the names of their pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiolb.address import Address, parse_address
+from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.pins import folder_of_namespace, names_of
+from aiolb.errors import ConfigurationError, GroupNotFoundError, PrivilegeError
+
+PROTOCOLS = ("udp", "tcp")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GroupName:
+    """What tells a group from others in its network namespace; ``str()`` gives ``HOST:PORT`` or ``tcp:HOST:PORT``."""
+
+    protocol: str
+    address: Address
+
+    @classmethod
+    def parse(cls, text: str) -> GroupName:
+        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``. Raises ConfigurationError."""
+        protocol, colon, rest = text.partition(":")
+        if colon and protocol in PROTOCOLS:
+            return cls(protocol, parse_address(rest))
+        return cls("udp", parse_address(text))
+
+    def __str__(self) -> str:
+        return str(self.address) if self.protocol == "udp" else f"{self.protocol}:{self.address}"
+
+
+def group_names(bpffs: Path = BPFFS) -> list[GroupName]:
+    """The groups of this network namespace that are pinned in ``bpffs``, in order. Raises PrivilegeError."""
+    folder = folder_of_namespace(bpffs)
+    try:
+        pins = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"this user may not read {error.filename}: {error.strerror}", errno=error.errno, hint="run as root"
+        ) from error
+    return sorted(GroupName(protocol, address) for protocol, address in map(names_of, pins))
+
+
+def the_group(name: GroupName | None, bpffs: Path = BPFFS) -> GroupName:
+    """``name``, or without one the only group that there is. Raises GroupNotFoundError, ConfigurationError."""
+    if name is not None:
+        return name
+    names = group_names(bpffs)
+    if not names:
+        raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector first")
+    if len(names) > 1:
+        listed = ", ".join(map(str, names))
+        raise ConfigurationError(f"there are {len(names)} groups: {listed}", hint=f"choose one: --group {names[0]}")
+    return names[0]

@@ -1,0 +1,46 @@
+"""Which groups there are, and which one is meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiolb.address import Address
+from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.errors import ConfigurationError, GroupNotFoundError
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:2055", "[::1]:2055", "tcp:127.0.0.1:514", "tcp:[::]:514"])
+def test_names(text):
+    """A name is read as it is written."""
+    assert str(GroupName.parse(text)) == text
+
+
+def test_udp_is_the_protocol_that_needs_no_name():
+    """The protocol may be said, and is udp where it is not."""
+    assert (
+        GroupName.parse("udp:127.0.0.1:5")
+        == GroupName.parse("127.0.0.1:5")
+        == GroupName("udp", Address("127.0.0.1", 5))
+    )
+
+
+def test_no_group(bpffs):
+    """Without any group none is listed, and none is the only one."""
+    assert group_names(bpffs) == []
+    assert group_names(bpffs / "nowhere") == []
+    with pytest.raises(GroupNotFoundError):
+        the_group(None, bpffs)
+
+
+def test_groups(cluster, bpffs):
+    """Groups are listed in order; the only one needs no name, and of two the error lists both."""
+    first = GroupName("udp", cluster(1).address)
+    assert group_names(bpffs) == [first]
+    assert the_group(None, bpffs) == first
+    second = GroupName("udp", cluster(1, host="::1").address)
+    both = sorted([first, second])
+    assert group_names(bpffs) == both
+    with pytest.raises(ConfigurationError, match="there are 2 groups") as caught:
+        the_group(None, bpffs)
+    assert caught.value.hint == f"choose one: --group {both[0]}"
+    assert the_group(second, bpffs) == second
