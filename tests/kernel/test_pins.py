@@ -13,7 +13,7 @@ import pytest
 
 from aiolb import sockets
 from aiolb.address import Address
-from aiolb.bpf import pins
+from aiolb.bpf import abi, pins
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError
@@ -58,9 +58,7 @@ def test_the_folder_of_a_group(bpffs, address, name):
     with opened(bpffs, address):
         (folder,) = bpffs.glob("aiolb/*/*")
         assert folder.relative_to(bpffs).parts == ("aiolb", str(pins.network_namespace()), name)
-        assert {path.name for path in folder.iterdir()} == {
-            *("prog", "targets", "config", "slots", "members", "member_stats", "slot_stats", "group_stats")
-        }
+        assert {path.name for path in folder.iterdir()} == {"prog", *(spec.pin for spec in abi.MAPS)}
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
