@@ -7,49 +7,20 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 
+import flooding
 import pytest
-from click.testing import CliRunner
 
-from aiolb.cli.flood import _line, _recent_rate, flood
+from aiolb.cli.flood import _line, _recent_rate
 from aiolb.errors import ConfigurationError, KernelError
 from aiolb.send.statistics import PublisherStatistics
 from aiolb.stamp import stamp_from_wire
 
-DEADLINE = 10
-
-
-@pytest.fixture
-def receiver():
-    """A bound socket that gives up after ten seconds."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(DEADLINE)
-        yield sock
-
-
-@pytest.fixture
-def target(receiver):
-    """HOST:PORT of the receiver."""
-    return f"127.0.0.1:{receiver.getsockname()[1]}"
-
-
-def invoke(*arguments):
-    """Run the command in this process; errors come through as they are."""
-    return CliRunner().invoke(flood, arguments, catch_exceptions=False)
-
-
-def receive(sock, number):
-    """Exactly that many datagrams; nothing may be left after them."""
-    received = [sock.recv(1 << 16) for _ in range(number)]
-    sock.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        sock.recv(1)
-    return received
+DEADLINE, invoke, receive = flooding.DEADLINE, flooding.invoke, flooding.receive
+receiver, target = flooding.receiver, flooding.target
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

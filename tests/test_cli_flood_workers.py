@@ -7,54 +7,23 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import flooding
 import pytest
-from click.testing import CliRunner
 
-from aiolb.cli.flood import flood
 from aiolb.errors import ConfigurationError, KernelError, StartError
 from aiolb.stamp import stamp_from_wire
 
-DEADLINE = 20
+DEADLINE, invoke, receive = flooding.DEADLINE, flooding.invoke, flooding.receive
+receiver, target = flooding.receiver, flooding.target
 COMMAND = [sys.executable, "-m", "aiolb", "flood"]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture
-def receiver():
-    """A bound socket that gives up after some seconds."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(DEADLINE)
-        yield sock
-
-
-@pytest.fixture
-def target(receiver):
-    """HOST:PORT of the receiver."""
-    return f"127.0.0.1:{receiver.getsockname()[1]}"
-
-
-def invoke(*arguments):
-    """Run the command in this process; errors come through as they are."""
-    return CliRunner().invoke(flood, arguments, catch_exceptions=False)
-
-
-def receive(sock, number):
-    """Exactly that many datagrams; nothing may be left after them."""
-    received = [sock.recv(1 << 16) for _ in range(number)]
-    sock.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        sock.recv(1)
-    return received
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
