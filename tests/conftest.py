@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 from hypothesis import settings
 
@@ -141,6 +142,13 @@ def nothing_left() -> Iterator[None]:
     assert not opened, f"left open: {opened}"
     assert after[1] <= before[1], "child processes left"
     assert after[2] <= before[2], "network namespaces left"
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """A test with this leaves no configuration of the log behind."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner
 
 from aiolb.cli.main import main
@@ -21,14 +20,7 @@ DEADLINE = 20
 AIOLB = [sys.executable, "-m", "aiolb"]
 ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before():
-    """No test leaves its configuration of the log behind."""
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs_as_before", "nothing_left")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-import structlog
 from click.testing import CliRunner
 
 from aiolb.cli.main import main
@@ -25,14 +24,7 @@ class Mine(Collector):
         self.reply(ANSWER, addr)
 """
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before():
-    """No test leaves its configuration of the log behind."""
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs_as_before", "nothing_left")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner
 
 from aiolb import sockets
@@ -33,14 +32,7 @@ ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 NOBODY = 65534
 RMEM_MAX = int(Path("/proc/sys/net/core/rmem_max").read_text())
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before():
-    """No test leaves its configuration of the log behind."""
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs_as_before", "nothing_left")
 
 
 APP = """

@@ -14,12 +14,7 @@ import structlog
 from aiolb import logs
 from aiolb.errors import ConfigurationError
 
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """No test leaves its configuration behind."""
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs_as_before")
 
 
 @pytest.fixture
