@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,6 @@ import pytest
 import structlog.testing
 from events import DEADLINE, Log, children, gone, until
 
-from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.syscall import end_with_parent
 from aiolb.config import ServeConfig
@@ -122,13 +120,6 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """What the workers do, and what they did; a supervisor in the test looks after them often."""
     monkeypatch.setattr("aiolb.supervisor.WATCH_INTERVAL", 0.02)
     return Script(tmp_path / "script")
-
-
-@pytest.fixture
-def address() -> Iterator[Address]:
-    """A port of 127.0.0.1 that stays free; with eBPF only, for who keeps it free gets datagrams without."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
 
 
 class Script:

@@ -13,8 +13,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from aiolb.address import Address, IPAddress, canonical
 from aiolb.bpf import hashing, probe, spec, syscall
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
 from aiolb.bpf.keys import key_of
+from aiolb.bpf.members import Bind, Members, join_all
 from aiolb.bpf.spec import ProgramSpec
+from aiolb.bpf.steering import JoinOptions
 
 HERE = Path(__file__).parent
 SEED = 0x0123456789ABCDEF_FEDCBA9876543210
@@ -202,6 +205,41 @@ def make_netns(needs: Callable[[str, str], str]) -> Iterator[Callable[[], Networ
 def netns(make_netns: Callable[[], NetworkNamespace]) -> NetworkNamespace:
     """A fresh network namespace with its loopback up."""
     return make_netns()
+
+
+@pytest.fixture
+def address() -> Iterator[Address]:
+    """A free port of 127.0.0.1 that stays free; with eBPF only, for who keeps it free gets datagrams without."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
+        yield free
+
+
+@pytest.fixture
+def joining(bpffs: Path, address: Address, program: ProgramSpec) -> Iterator[Callable[..., Members]]:
+    """Join with all members: ``joining(3, given={...}, pinned=False)``; closed, and forgotten, at the end."""
+    made: list[Members] = []
+    roomy = partial(sockets.bind_buffered, size=1 << 23)
+
+    def run(
+        count: int | None = None,
+        *,
+        given: Mapping[int, socket.socket] | None = None,
+        pinned: bool = True,
+        bind: Bind = roomy,
+        seed: int | None = SEED,
+        strict: bool | None = None,
+        program: ProgramSpec = program,
+        balancer: str = "ebpf",
+        takeover: bool = False,
+    ) -> Members:
+        group = GroupOptions(count=count, seed=seed, strict=strict, program=program, bpffs=bpffs if pinned else None)
+        options = JoinOptions(balancer=balancer, takeover=takeover, group=group)
+        made.append(join_all(address, bind, options, given=given))
+        return made[-1]
+
+    yield run
+    for members in reversed(made):
+        members.close(forget=True)
 
 
 class Sender:

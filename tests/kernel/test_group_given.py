@@ -9,45 +9,11 @@ from contextlib import ExitStack
 import pytest
 
 from aiolb import sockets
-from aiolb.address import Address
 from aiolb.bpf import state, syscall
-from aiolb.bpf.group import GroupOptions
-from aiolb.bpf.members import join_all
-from aiolb.bpf.steering import JoinOptions
 from aiolb.errors import KernelError, MemberTakenError
 from aiolb.publisher import Publisher
 
 SEED = 5
-
-
-def bind(address):
-    """A bound socket with room for a test's datagrams."""
-    sock = sockets.bind_reuseport(address)
-    sockets.set_receive_buffer(sock, 1 << 23)
-    return sock
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
-
-
-@pytest.fixture
-def joining(bpffs, address, program):
-    """Join with all members: ``joining(3, given={...}, pinned=False)``; closed, and forgotten, at the end."""
-    made = []
-
-    def run(count, *, given=None, pinned=True, balancer="ebpf", bind=bind, **named):
-        options = {"seed": SEED, "program": program} | named
-        group = GroupOptions(count=count, bpffs=bpffs if pinned else None, **options)
-        made.append(join_all(address, bind, JoinOptions(balancer=balancer, group=group), given=given))
-        return made[-1]
-
-    yield run
-    for members in reversed(made):
-        members.close(forget=True)
 
 
 @pytest.fixture
@@ -70,7 +36,7 @@ def cookies(members):
 
 def test_sockets_stay_in_their_places(joining, keep, monkeypatch):
     """Sockets that still have their places stay in them, with slots, seed and counters; the new process is named."""
-    old = joining(3)
+    old = joining(3, seed=SEED)
     kept = keep(old)
     before, slots = old.statistics(), old._chosen.group.slots
     old.close()

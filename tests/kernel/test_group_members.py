@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import time
+from functools import partial
 
 import pytest
 
@@ -19,36 +20,7 @@ from aiolb.errors import ConfigurationError, GroupError, KernelError, MemberTake
 from aiolb.publisher import Publisher
 from aiolb.verification import Verifier, merge_reports
 
-SEED = 0x0123456789ABCDEF_FEDCBA9876543210
-
-
-def bind(address):
-    """A bound socket with room for a test's datagrams."""
-    sock = sockets.bind_reuseport(address)
-    sockets.set_receive_buffer(sock, 1 << 23)
-    return sock
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free; reserved by a socket that closes when the first member is bound."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
-
-
-@pytest.fixture
-def joining(bpffs, address, program):
-    """Join with all members: ``joining(count=3, given={...}, takeover=True)``; closed, and forgotten, at the end."""
-    made = []
-
-    def run(count=None, *, given=None, pinned=True, bind=bind, balancer="ebpf", seed=SEED, strict=None, **named):
-        group = GroupOptions(count=count, seed=seed, strict=strict, program=program, bpffs=bpffs if pinned else None)
-        made.append(join_all(address, bind, JoinOptions(balancer=balancer, group=group, **named), given=given))
-        return made[-1]
-
-    yield run
-    for members in reversed(made):
-        members.close(forget=True)
+bind = partial(sockets.bind_buffered, size=1 << 23)  # room for a test's datagrams
 
 
 @pytest.fixture

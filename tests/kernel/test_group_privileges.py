@@ -10,8 +10,6 @@ import sys
 
 import pytest
 
-from aiolb import sockets
-from aiolb.address import Address
 from aiolb.bpf.group import Group
 
 # Joins as root, becomes nobody for good, waits for a line, and says what then works.
@@ -79,13 +77,6 @@ else:
 answer["left"][2] = sorted(answer["left"][2])
 print(json.dumps(answer), flush=True)
 """
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
 
 
 @pytest.fixture

@@ -62,13 +62,6 @@ async def start(bpffs, tmp_path):
 
 
 @pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
-
-
-@pytest.fixture
 def aiolb(bpffs):
     """Run a command that is expected to end: ``aiolb("serve", ...)``; not to be used for one that stays."""
 

@@ -68,13 +68,6 @@ def options(bpffs, **named):
 
 
 @pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
-
-
-@pytest.fixture
 def joining(bpffs, address):
     """Join the free port; closed, and forgotten, at the end: ``joining(index=1, count=2)``."""
     made = []

@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent.parent
 
 
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
-script, address = supervision.script, supervision.address
+script = supervision.script
 
 
 def own(sources):

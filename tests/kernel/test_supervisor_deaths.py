@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent.parent
 
 
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
-script, address = supervision.script, supervision.address
+script = supervision.script
 
 HOSTS = [f"127.0.3.{number}" for number in range(1, 31)]
 

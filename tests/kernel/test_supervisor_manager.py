@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent.parent
 
 Client = supervision.Client
 ServiceManager = service_manager.ServiceManager
-script, address = supervision.script, supervision.address
+script = supervision.script
 
 HOSTS = [f"127.0.5.{number}" for number in range(1, 41)]
 

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent.parent
 
 
 Client, Supervised, until = supervision.Client, supervision.Supervised, supervision.until
-script, address = supervision.script, supervision.address
+script = supervision.script
 
 
 async def test_one_at_a_time(script, address, bpffs):

@@ -18,7 +18,7 @@ from aiolb.bpf.group import Group
 TESTS = Path(__file__).parent.parent
 
 
-Client, address = supervision.Client, supervision.address
+Client = supervision.Client
 
 NOBODY = pwd.getpwnam("nobody")
 
