@@ -15,32 +15,18 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+import serving
 
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.group import Group
-from aiolb.cli.members import MemberProcess
 from aiolb.publisher import Publisher
 from aiolb.verification import merge_reports
 
 HERE = Path(__file__).parent
 SOURCES = 300
 EACH = 5
-DEADLINE = 20
-
-
-class Member(MemberProcess):
-    """A member process; a test fails when something of it takes longer than the deadline."""
-
-    async def event(self, name):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().event(name)
-
-    async def ended(self):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().ended()
+DEADLINE, Member = serving.DEADLINE, serving.Member
 
 
 async def until(condition):

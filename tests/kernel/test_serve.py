@@ -15,34 +15,20 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
+import serving
 import structlog.testing
 
 from aiolb import Collector, sockets
 from aiolb.address import Address, parse_address
 from aiolb.bpf import program as bpf_program
 from aiolb.bpf.group import Group
-from aiolb.cli.members import MemberProcess
 from aiolb.config import ServeConfig
 from aiolb.errors import UnsupportedError
 from aiolb.server import Server
 
 AIOLB = [sys.executable, "-m", "aiolb"]
-DEADLINE = 20
+DEADLINE, Member = serving.DEADLINE, serving.Member
 NO_CAPABILITIES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-
-
-class Member(MemberProcess):
-    """A member process; a test fails when something of it takes longer than the deadline."""
-
-    async def event(self, name):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().event(name)
-
-    async def ended(self):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().ended()
 
 
 @pytest.fixture

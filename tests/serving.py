@@ -1,0 +1,26 @@
+"""Member processes for tests: nothing of them may take for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiolb.cli.members import MemberProcess
+
+DEADLINE = 20
+"""Seconds after which something that must happen counts as not happening."""
+
+
+class Member(MemberProcess):
+    """A member process; a test fails when something of it takes longer than the deadline."""
+
+    async def event(self, name: str) -> Mapping[str, Any]:
+        """As the base class does, within the deadline."""
+        async with asyncio.timeout(DEADLINE):
+            return await super().event(name)
+
+    async def ended(self) -> dict[str, Any]:
+        """As the base class does, within the deadline."""
+        async with asyncio.timeout(DEADLINE):
+            return await super().ended()
