@@ -47,6 +47,8 @@ class Rated:
         finding = self.ask() if bpf or not self.bpf else _NOT_ASKED
         if finding:
             return Diagnosis(self.check, _OK, finding.reason)
+        if finding.support is Support.UNKNOWN and self.unknown is not _PROBLEM:
+            return Diagnosis(self.check, self.unknown, finding.reason, finding.hint)
         level = self.no if finding.support is Support.NO else self.unknown
         return Diagnosis(self.check, level, f"{finding.reason}; {self.lost}", finding.hint)
 
@@ -71,10 +73,10 @@ KERNEL = (
 BCC = Rated("bcc", probe.bcc, "only --compile and --debug need it")
 
 USES = {
-    Capability.CAP_BPF: ("loads the balancer", _PROBLEM),
+    Capability.CAP_BPF: ("loading the balancer", _PROBLEM),
     Capability.CAP_NET_ADMIN: ("receive buffers beyond net.core.rmem_max", _OK),
-    Capability.CAP_PERFMON: ("only --debug needs it", _WARNING),
-    Capability.CAP_SYS_ADMIN: ("mounts the BPF file system where there is none", _OK),
+    Capability.CAP_PERFMON: ("--debug only", _WARNING),
+    Capability.CAP_SYS_ADMIN: ("mounting a missing BPF file system", _OK),
 }
 """What each capability is for, and how bad its lack is where no other check sees the consequence."""
 
@@ -118,12 +120,12 @@ def capability_checks(held: frozenset[Capability], *, machine: bool = True) -> I
     for capability, (use, level) in USES.items():
         name = capability.name
         if capability in held and machine:
-            yield Diagnosis(name, _OK, f"held: {use}")
+            yield Diagnosis(name, _OK, f"held; for {use}")
         elif capability in held:
-            found = f"held inside of a user namespace only, where it does not count: {use}"
+            found = f"held inside of a user namespace only, where it does not count; for {use}"
             yield Diagnosis(name, level, found, None if level is _OK else "run aiolb outside of the user namespace")
         else:
-            yield Diagnosis(name, level, f"not held: {use}", None if level is _OK else _how_to_get(name))
+            yield Diagnosis(name, level, f"not held; for {use}", None if level is _OK else _how_to_get(name))
 
 
 def _how_to_get(name: str) -> str:
@@ -180,7 +182,7 @@ def receive_buffer(size: int = ServeConfig().rcvbuf, proc: Path = PROC) -> Diagn
         limit = None
     said = "net.core.rmem_max cannot be read here" if limit is None else f"net.core.rmem_max is {_mib(limit)}"
     if given < size:
-        found = f"{_mib(given)} in place of the {_mib(size)} of --rcvbuf: {said}, and CAP_NET_ADMIN is not held"
+        found = f"{_mib(given)} in place of the {_mib(size)} of --rcvbuf: {said}, the most without CAP_NET_ADMIN"
         return Diagnosis("receive buffer", _WARNING, found, f"as root: sysctl -w net.core.rmem_max={size}")
     if limit is not None and limit < size:
         said += ", which does not matter with CAP_NET_ADMIN"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -51,29 +51,34 @@ def _shared(address: Address, sharing: Sequence[Occupant], bpffs: Path, *, bpf: 
         members, group = _members(address, bpffs) if bpf else ({}, "")
     except StartError as error:
         return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
-    pids = set(members.values())
-    strangers = [
-        occupant
-        for occupant in sharing
-        if occupant.cookie not in members and not (occupant.cookie is None and occupant.holder.pid in pids)
-    ]
+    strangers = _strangers(sharing, members)
     if not strangers:
         return Diagnosis(str(address), Level.OK, group)
-    beside = f"{group}; beside it" if members else "no group of ours, but"
-    return _beside(address, strangers, f"{beside} {_listed(strangers)}")
-
-
-def _beside(address: Address, strangers: Sequence[Occupant], who: str) -> Diagnosis:
-    if any(occupant.reuseport is None for occupant in strangers):
-        found = f"{who}; whether with SO_REUSEPORT, this user may not see"
+    before = f"{group}; " if group else ""
+    who = _listed(strangers)
+    if any(stranger.reuseport is None for stranger in strangers):
+        found = f"{before}{who} has a socket here; this user may not see whether with SO_REUSEPORT"
         return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
-    elsewhere = sorted({str(other.address) for other in strangers if other.address not in (None, address)})
-    where = f" at {', '.join(elsewhere)}" if elsewhere else ""
-    found = f"{who} with SO_REUSEPORT{where}: aiolb would share the port, and datagrams go to one or the other"
+    found = f"{before}{who} has a socket with SO_REUSEPORT that is in no group: {_consequence(address, strangers)}"
     return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers)}")
 
 
-def _members(address: Address, bpffs: Path) -> tuple[dict[int | None, int], str]:
+def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[Occupant]:
+    """Whose sockets are no members'; of those that may not be looked at, as many may be members as are not seen."""
+    seen = {occupant.cookie for occupant in sharing}
+    unseen = [occupant for occupant in sharing if occupant.cookie is None]
+    strange = [occupant for occupant in sharing if occupant.cookie is not None and occupant.cookie not in members]
+    return strange if len(unseen) <= len(members.keys() - seen) else strange + unseen
+
+
+def _consequence(address: Address, strangers: Sequence[Occupant]) -> str:
+    elsewhere = sorted({str(one.address) for one in strangers if one.address not in (None, address)})
+    if elsewhere:
+        return f"it is bound to {', '.join(elsewhere)}, and the narrower address gets what is sent to it"
+    return "with members on the same port it gets nothing"
+
+
+def _members(address: Address, bpffs: Path) -> tuple[dict[int, int], str]:
     """The live members' pids by their sockets' cookies, and the group in words. StartError where it cannot be told."""
     try:
         group = Group.open(address, bpffs=bpffs)
@@ -81,7 +86,8 @@ def _members(address: Address, bpffs: Path) -> tuple[dict[int | None, int], str]
         return {}, ""
     with closing(group):
         alive = sorted(group.alive())
-        members = {group.cookie_of(index): group.holder(index).pid for index in alive}
+        cookies = {index: group.cookie_of(index) for index in alive}
+        members = {cookie: group.holder(index).pid for index, cookie in cookies.items() if cookie is not None}
         pids = ", ".join(map(str, sorted(set(members.values()))))
         return members, f"a group of {group.config.count} with {len(alive)} alive (pid {pids})"
 

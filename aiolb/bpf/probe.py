@@ -151,7 +151,7 @@ def _map_probe(yes: str, ask: Callable[[], None]) -> Finding:
         ask()
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            return Finding(Support.UNKNOWN, f"not known without CAP_BPF ({error.filename}: {error.strerror})")
+            return Finding(Support.UNKNOWN, "not known without CAP_BPF")
         why = "not supported" if error.errno == _NOT_SUPPORTED else error.strerror
         return Finding(Support.NO, f"{error.filename}: {why}")
     return Finding(Support.YES, yes)
@@ -165,8 +165,8 @@ def memlock() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     try:
         _ask_map(MAP_TYPE_ARRAY)
-    except OSError as error:
-        return Finding(Support.UNKNOWN, f"not known without CAP_BPF ({error.filename}: {error.strerror})")
+    except OSError:
+        return Finding(Support.UNKNOWN, "not known without CAP_BPF")
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     try:
         _ask_map(MAP_TYPE_ARRAY)
