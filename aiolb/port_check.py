@@ -57,9 +57,9 @@ def _shared(address: Address, sharing: Sequence[Occupant], bpffs: Path, *, bpf: 
     before = f"{group}; " if group else ""
     who = _listed(strangers)
     if any(stranger.reuseport is None for stranger in strangers):
-        found = f"{before}{who} has a socket here; this user may not see whether with SO_REUSEPORT"
+        found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
         return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
-    found = f"{before}{who} has a socket with SO_REUSEPORT that is in no group: {_consequence(address, strangers)}"
+    found = f"{before}a socket with SO_REUSEPORT is in no group ({who}): {_consequence(address, strangers)}"
     return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers)}")
 
 

@@ -61,26 +61,26 @@ def _as_json(found: list[Diagnosis], levels: Counter[str]) -> dict[str, object]:
 
 def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    first, second = 7, max(len(one.check) for one in found)
+    width = max(len(one.check) for one in found)
     for one in found:
-        line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_column(width=first)
-        line.add_column(width=second)
-        line.add_column()
-        level = Text(one.level.value, style=_STYLES[one.level.value])
-        # In a pipe nobody counts columns, and a line is a line.
-        if console.is_terminal:
-            line.add_row(level, one.check, Text(one.found))
-            console.print(line)
-        else:
-            click.echo(f"{one.level.value:{first}}  {one.check:{second}}  {one.found}")
+        level = one.level.value
+        if not console.is_terminal:  # nobody counts the columns of a pipe, and a line is a line
+            click.echo(f"{level:7}  {one.check:{width}}  {one.found}")
+            if one.fix:
+                click.echo(f"{'':7}  fix: {one.fix}")
+            continue
+        line = Table.grid(Column(width=7), Column(width=width), Column(), padding=(0, 2, 0, 0))
+        line.add_row(Text(level, style=_STYLES[level]), Text(one.check), Text(one.found))
+        console.print(line)
         if one.fix:
-            # Not wrapped by us, so that it can be copied in one piece.
-            console.print(Text(f"{'':{first}}  {'':{second}}  fix: {one.fix}"), soft_wrap=True)
+            # Further to the left than what was found, so that a command stays in one line.
+            fix = Table.grid(Column(width=7), Column(), padding=(0, 2, 0, 0))
+            fix.add_row("", Text(f"fix: {one.fix}"))
+            console.print(fix)
     console.print(_summary(levels))
 
 
