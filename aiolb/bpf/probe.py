@@ -17,13 +17,12 @@ from pathlib import Path
 
 from aiolb import capabilities, sockets
 from aiolb.bpf import compiler, pins, program, spec, syscall
-from aiolb.bpf.abi import BPFFS, MAP_TYPE_ARRAY, MAP_TYPE_PERCPU_ARRAY
+from aiolb.bpf.abi import BPFFS, MAP_TYPE_ARRAY, MAP_TYPE_PERCPU_ARRAY, MAP_TYPE_RINGBUF
 from aiolb.bpf.maps import Maps, possible_cpus
 from aiolb.capabilities import Capability
 from aiolb.errors import CompileError, KernelError, PrivilegeError
 from aiolb.send import gso
 
-_MAP_TYPE_RINGBUF = 27  # enum bpf_map_type, include/uapi/linux/bpf.h
 _NOT_SUPPORTED = 524  # ENOTSUPP, a number of the kernel's own (include/linux/errno.h)
 _SECCOMP_FILTERED = 2
 _ASK = "import runpy, sys; sys.stdout.write(str(runpy.run_path(sys.argv[1])['bpf_errno']()))"
@@ -114,16 +113,16 @@ def _errno_in_child() -> int | None:
 
 def ring_buffer() -> Finding:
     """Whether there are ring buffers, which carry the balancer's decisions to user space (Linux 5.8)."""
-    return _map_probe("there are ring buffers", lambda: _ask_map(_MAP_TYPE_RINGBUF, key=0, value=0, entries=4096))
+    return _map_probe("there are ring buffers", lambda: _ask_map(MAP_TYPE_RINGBUF, key=0, value=0, entries=4096))
 
 
 def batch_updates() -> Finding:
-    """Whether many slots can be written in one call (Linux 5.6); a group cannot be made without."""
+    """Whether many values of a map can be written in one call (Linux 5.6)."""
 
     def write(fd: int) -> None:
         syscall.map_update_batch(fd, [0, 1], bytes(8))
 
-    return _map_probe("many slots are written in one call", lambda: _ask_map(MAP_TYPE_ARRAY, ask=write))
+    return _map_probe("many values are written in one call", lambda: _ask_map(MAP_TYPE_ARRAY, ask=write))
 
 
 def batch_lookups() -> Finding:
