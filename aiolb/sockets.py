@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from aiolb.address import Address, canonical, split_host_port
@@ -158,8 +158,8 @@ def _bind_error(address: Address, error: OSError) -> KernelError:
 def holders_of(address: Address, *, exactly: bool = False) -> list[Holder]:
     """Who has the sockets of ``sockets_on``; looks through all of /proc, as far as this user may see."""
     found = sockets_on(address, exactly=exactly)
-    pids = _pids_by_inode(set(found)) if found else {}
-    return [Holder(uid, pids.get(inode)) for inode, uid in found.items()]
+    opened = opened_in(found)
+    return [Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in found.items()]
 
 
 def sockets_on(address: Address, *, exactly: bool = False) -> dict[str, int]:
@@ -185,8 +185,9 @@ def _is_same(host: bytes, address: Address) -> bool:
 
 def _overlaps(host: bytes, address: Address) -> bool:
     ip = canonical(ip_address(host))
-    wildcard = ip.is_unspecified or address.ip.is_unspecified
-    return wildcard or ip.packed == address.ip.packed
+    if ip.version != address.ip.version:  # an IPv6 wildcard takes IPv4 too, no other IPv6 address does
+        return (ip if isinstance(ip, IPv6Address) else address.ip).is_unspecified
+    return ip.is_unspecified or address.ip.is_unspecified or ip.packed == address.ip.packed
 
 
 def _from_proc(text: str, size: int) -> bytes:
@@ -202,23 +203,25 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _pids_by_inode(inodes: set[str]) -> dict[str, int]:
-    """Which process has which socket open, as far as this user may see."""
+def opened_in(inodes: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Which process has a socket open, and as which descriptor, by inode; as far as this user may see."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    if not wanted:
+        return {}
     return {
-        wanted[name]: int(process.name)
+        wanted[name]: (int(process.name), descriptor)
         for process in Path("/proc").glob("[0-9]*")
-        for name in _open_files(process)
+        for descriptor, name in _open_files(process)
         if name in wanted
     }
 
 
-def _open_files(process: Path) -> list[str]:
+def _open_files(process: Path) -> list[tuple[int, str]]:
     found = []
     with suppress(OSError):  # another user's process, or gone meanwhile
         for descriptor in (process / "fd").iterdir():
             with suppress(OSError):
-                found.append(str(descriptor.readlink()))
+                found.append((int(descriptor.name), str(descriptor.readlink())))
     return found
 
 

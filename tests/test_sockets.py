@@ -159,6 +159,11 @@ def test_holders():
         ("::", socket.AF_INET6, "::1", True),
         ("::1", socket.AF_INET6, "::1", True),
         ("::1", socket.AF_INET6, "127.0.0.1", False),
+        ("::1", socket.AF_INET6, "0.0.0.0", False),
+        ("::1", socket.AF_INET6, "::", True),
+        ("127.0.0.1", socket.AF_INET, "::", True),
+        ("127.0.0.1", socket.AF_INET, "::1", False),
+        ("0.0.0.0", socket.AF_INET, "::1", False),
         ("::ffff:127.0.0.1", socket.AF_INET6, "127.0.0.1", True),
     ],
 )

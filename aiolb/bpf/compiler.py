@@ -59,7 +59,8 @@ def _ask_bcc(request: dict[str, object]) -> dict[str, str]:
     try:
         answer: dict[str, str] = json.loads(child.stdout)
     except ValueError:
-        raise CompileError(f"bcc ended with status {child.returncode}: {child.stderr.strip()[-500:]}") from None
+        said = child.stderr.strip()[-500:]
+        raise CompileError(f"bcc ended with status {child.returncode}{': ' if said else ''}{said}") from None
     if "error" in answer:
         raise _error(answer["error"], answer["detail"], child.stderr)
     return answer

@@ -33,6 +33,8 @@ _OBJ_GET_INFO_BY_FD, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 15, 24, 26
 
 PROG_TYPE_SK_REUSEPORT = 21
 SK_REUSEPORT_SELECT, SK_REUSEPORT_SELECT_OR_MIGRATE = 39, 40
+_NO_DESCRIPTOR = (1 << 32) - 1
+_PIDFD_GETFD = 438  # on every machine, as all system calls since Linux 5.1
 MEMBARRIER_GLOBAL = 1
 _PR_SET_PDEATHSIG = 1
 _SO_ATTACH_FILTER = 26
@@ -48,7 +50,11 @@ def _syscall(which: int, name: str, *arguments: object) -> int:
     numbers = _NUMBERS.get(platform.machine())
     if numbers is None:
         raise OSError(38, f"no system call number known for {platform.machine()}", name)
-    result = int(_libc.syscall(numbers[which], *arguments))
+    return _numbered(numbers[which], name, *arguments)
+
+
+def _numbered(number: int, name: str, *arguments: object) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), name)
@@ -212,6 +218,27 @@ def map_shape(fd: int) -> tuple[int, int, int, int, int]:
     _bpf(_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", struct.pack("=IIQ", fd, len(info), _pointer(info)))
     kind, _, key_size, value_size, entries, flags = struct.unpack_from("=IIIIII", info)
     return kind, key_size, value_size, entries, flags
+
+
+def bpf_errno() -> int:
+    """The errno of a bpf(2) call that changes nothing and cannot succeed: EBADF or EBADFD where it gets to the kernel.
+
+    EPERM is a seccomp filter's answer, or that of a kernel before 5.19 to a user without CAP_BPF. Linux kernel commit
+    c8644cd0efe7 ("bpf: refine kernel.unprivileged_bpf_disabled behaviour").
+    """
+    try:
+        _bpf(_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", struct.pack("=IIQ", _NO_DESCRIPTOR, 0, 0))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A descriptor (close-on-exec) of what another process has open as ``number``; the caller closes it (Linux 5.6).
+
+    OSError: EPERM where this process may not trace that one (ptrace(2)), EBADF where the number is not open.
+    """
+    return _numbered(_PIDFD_GETFD, "pidfd_getfd", ctypes.c_int(pidfd), ctypes.c_int(number), ctypes.c_uint(0))
 
 
 def attach_reuseport(sock: socket.socket, program_fd: int) -> None:

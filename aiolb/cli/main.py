@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from aiolb.cli.demo import demo
+from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
 from aiolb.cli.serve import serve
 from aiolb.cli.worker import worker
@@ -69,6 +70,7 @@ def main() -> None:
 
 
 main.add_command(demo)
+main.add_command(doctor)
 main.add_command(flood)
 main.add_command(serve)
 main.add_command(worker)

@@ -81,6 +81,85 @@ def test_mounts_that_cannot_be_read(bpffs, monkeypatch):
     assert probe.bpffs(bpffs).support is Support.UNKNOWN
 
 
+def test_bpffs_that_is_not_there(tmp_path):
+    """A path that is not there is a no, with the commands that make it one."""
+    path = tmp_path / "none"
+    finding = probe.bpffs(path)
+    assert (finding.support, finding.reason) == (Support.NO, f"there is no {path}")
+    assert finding.hint == f"as root: mkdir -p {path} && mount -t bpf bpf {path}"
+    assert not probe.is_mounted(path)
+
+
+MAP_PROBES = [probe.ring_buffer, probe.batch_updates, probe.batch_lookups]
+
+
+@pytest.mark.parametrize("ask", [*MAP_PROBES, probe.memlock, probe.receive_trains, probe.send_trains])
+def test_features(ask):
+    """All that is probed for is there, in a kernel that the tests can run on."""
+    assert ask().support is Support.YES
+
+
+@pytest.mark.parametrize(
+    ("number", "support", "reason"),
+    [
+        (errno.EPERM, Support.UNKNOWN, "not known without CAP_BPF"),
+        (errno.EINVAL, Support.NO, "BPF_PROG_LOAD: Invalid argument"),
+        (524, Support.NO, "BPF_PROG_LOAD: not supported"),
+    ],
+)
+@pytest.mark.parametrize("ask", MAP_PROBES)
+def test_maps_that_are_refused(monkeypatch, ask, number, support, reason):
+    """A kernel without a kind of map is a no, with its words; a missing privilege leaves the answer unknown."""
+    monkeypatch.setattr(syscall, "map_create", refuse(number))
+    finding = ask()
+    assert (finding.support, finding.reason) == (support, reason)
+
+
+@pytest.mark.parametrize(
+    ("ask", "call"), [(probe.batch_updates, "map_update_batch"), (probe.batch_lookups, "map_lookup_batch")]
+)
+def test_batch_operations_that_are_missing(monkeypatch, ask, call):
+    """A kernel that has the map but not the operation is a no, and the map is closed again."""
+    monkeypatch.setattr(syscall, call, refuse(524))
+    assert ask().support is Support.NO
+
+
+@pytest.mark.parametrize(
+    ("number", "support", "reason"),
+    [
+        (errno.EBADF, Support.YES, "no filter"),
+        (errno.EPERM, Support.UNKNOWN, "the kernel refuses bpf(2) to this user: Operation not permitted"),
+        (errno.ENOSYS, Support.NO, "this kernel has no bpf(2)"),
+    ],
+)
+def test_bpf_call_without_a_filter(monkeypatch, number, support, reason):
+    """Without a seccomp filter it is the kernel that answers, and is named for it."""
+    monkeypatch.setattr(probe, "_is_filtered", lambda: False)
+    monkeypatch.setattr(syscall, "bpf_errno", lambda: number)
+    finding = probe.bpf_call()
+    assert (finding.support, finding.reason) == (support, reason)
+
+
+@pytest.mark.parametrize(("held", "who"), [(True, "filter"), (False, "filter, or the lack of CAP_BPF,")])
+def test_bpf_call_that_a_filter_refuses(monkeypatch, held, who):
+    """Who has CAP_BPF knows that it was the filter; without, an older kernel may have refused."""
+    monkeypatch.setattr(probe, "_is_filtered", lambda: True)
+    monkeypatch.setattr(probe, "_errno_in_child", lambda: errno.EPERM)
+    monkeypatch.setattr(probe, "_has_bpf", lambda: held)
+    finding = probe.bpf_call()
+    assert (finding.support, finding.reason) == (
+        Support.NO,
+        f"a seccomp {who} blocks bpf(2): Operation not permitted",
+    )
+
+
+def test_bpf_errno(python, powerless):
+    """The call that cannot succeed gets to the kernel, which sees that there is no such descriptor."""
+    assert syscall.bpf_errno() in {errno.EBADF, errno.EBADFD}
+    code = "from aiolb.bpf import syscall; print(syscall.bpf_errno())"
+    assert python(code, prefix=powerless) in {errno.EBADF, errno.EBADFD, errno.EPERM}
+
+
 def test_without_privilege(python, powerless, bpffs):
     """Without capabilities it is unknown whether the kernel has what the balancer needs."""
     balancer, _ = python(PROBE, bpffs, prefix=powerless)

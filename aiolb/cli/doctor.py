@@ -1,0 +1,91 @@
+"""``aiolb doctor``: what could keep a collector from working well here, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aiolb.bpf.abi import BPFFS
+
+if TYPE_CHECKING:
+    from aiolb.diagnosis import Diagnosis
+
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+@click.command()
+@click.argument("addresses", nargs=-1, metavar="[HOST:PORT]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+@click.option(
+    "--bpffs",
+    type=click.Path(path_type=Path),
+    default=BPFFS,
+    show_default=True,
+    help="Where the BPF file system is mounted.",
+)
+@click.pass_context
+def doctor(ctx: click.Context, addresses: tuple[str, ...], as_json: bool, bpffs: Path) -> None:
+    """Say what could keep a collector from working well here, and what mends it.
+
+    Looks at the kernel, at what this user may do, and at who is on HOST:PORT (0.0.0.0:10001 if none is given). Run it
+    as the user, and in the container, that the collector is to run in. It changes nothing.
+
+    A problem: `aiolb serve` would not work, or would lose a guarantee. A warning: it works, slower or with less.
+    Exits 1 if there is a problem.
+    """
+    from aiolb import sockets
+    from aiolb.config import DEFAULT_BIND
+    from aiolb.doctor import examine
+
+    found = examine(sockets.resolve_all(addresses) or DEFAULT_BIND, bpffs=bpffs)
+    levels = Counter(diagnosis.level.value for diagnosis in found)
+    if as_json:
+        click.echo(json.dumps(_as_json(found, levels)))
+    else:
+        _show(found, levels)
+    if levels["problem"]:
+        ctx.exit(1)
+
+
+def _as_json(found: list[Diagnosis], levels: Counter[str]) -> dict[str, object]:
+    return {
+        "problems": levels["problem"],
+        "warnings": levels["warning"],
+        "checks": [{"check": one.check, "level": one.level.value, "found": one.found, "fix": one.fix} for one in found],
+    }
+
+
+def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    width = max(len(one.check) for one in found)
+    for one in found:
+        level = one.level.value
+        if not console.is_terminal:  # nobody counts the columns of a pipe, and a line is a line
+            click.echo(f"{level:7}  {one.check:{width}}  {one.found}")
+            if one.fix:
+                click.echo(f"{'':7}  fix: {one.fix}")
+            continue
+        line = Table.grid(Column(width=7), Column(width=width), Column(), padding=(0, 2, 0, 0))
+        line.add_row(Text(level, style=_STYLES[level]), Text(one.check), Text(one.found))
+        console.print(line)
+        if one.fix:
+            # Further to the left than what was found, so that a command stays in one line.
+            fix = Table.grid(Column(width=7), Column(), padding=(0, 2, 0, 0))
+            fix.add_row("", Text(f"fix: {one.fix}"))
+            console.print(fix)
+    console.print(_summary(levels))
+
+
+def _summary(levels: Counter[str]) -> str:
+    def some(level: str) -> str:
+        return f"{levels[level] or 'no'} {level}{'' if levels[level] == 1 else 's'}"
+
+    return f"{some('problem')}, {some('warning')}"

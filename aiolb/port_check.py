@@ -1,0 +1,101 @@
+"""Whether a collector could have a port: free, its own group's, shared with strangers, or taken."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from aiolb import sockets
+from aiolb.address import Address
+from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.group import Group
+from aiolb.diagnosis import Diagnosis, Level
+from aiolb.errors import GroupNotFoundError, KernelError, StartError
+from aiolb.occupants import Occupant, occupants_of
+
+
+def check(address: Address, bpffs: Path = BPFFS, *, bpf: bool = True) -> Diagnosis:
+    """Look at who is on the port. ``bpf``: whether bpf(2) may be called, to tell members from strangers."""
+    occupants = occupants_of(address)
+    sharing = [occupant for occupant in occupants if _may_share(occupant)]
+    # Where there are none, binding cannot take a datagram from anybody: the kernel itself may answer.
+    if sharing:
+        return _shared(address, sharing, bpffs, bpf=bpf)
+    try:
+        sockets.bind_reuseport(address).close()
+    except KernelError as error:
+        return _refused(address, occupants, error)
+    return Diagnosis(str(address), Level.OK, "free")
+
+
+def _may_share(occupant: Occupant) -> bool:
+    return occupant.holder.uid == os.geteuid() and occupant.reuseport is not False
+
+
+def _refused(address: Address, occupants: Sequence[Occupant], error: KernelError) -> Diagnosis:
+    if error.errno != errno.EADDRINUSE or not occupants:
+        return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
+    strange = [occupant for occupant in occupants if occupant.holder.uid != os.geteuid()]
+    if strange:
+        found = f"held by another user ({_listed(strange)}): all sockets of a group need the same one"
+        return Diagnosis(str(address), Level.PROBLEM, found, f"run aiolb as that user, {_or_stop(strange)}")
+    found = f"held by a socket without SO_REUSEPORT ({_listed(occupants)})"
+    return Diagnosis(str(address), Level.PROBLEM, found, f"choose another port, {_or_stop(occupants)}")
+
+
+def _shared(address: Address, sharing: Sequence[Occupant], bpffs: Path, *, bpf: bool) -> Diagnosis:
+    try:
+        members, group = _members(address, bpffs) if bpf else ({}, "")
+    except StartError as error:
+        return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
+    strangers = _strangers(sharing, members)
+    if not strangers:
+        return Diagnosis(str(address), Level.OK, group)
+    before = f"{group}; " if group else ""
+    who = _listed(strangers)
+    if any(stranger.reuseport is None for stranger in strangers):
+        found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
+        return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
+    found = f"{before}a socket with SO_REUSEPORT is in no group ({who}): {_consequence(address, strangers)}"
+    return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers)}")
+
+
+def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[Occupant]:
+    """Whose sockets are no members'; of those that may not be looked at, as many may be members as are not seen."""
+    seen = {occupant.cookie for occupant in sharing}
+    unseen = [occupant for occupant in sharing if occupant.cookie is None]
+    strange = [occupant for occupant in sharing if occupant.cookie is not None and occupant.cookie not in members]
+    return strange if len(unseen) <= len(members.keys() - seen) else strange + unseen
+
+
+def _consequence(address: Address, strangers: Sequence[Occupant]) -> str:
+    elsewhere = sorted({str(one.address) for one in strangers if one.address not in (None, address)})
+    if elsewhere:
+        return f"it is bound to {', '.join(elsewhere)}, and the narrower address gets what is sent to it"
+    return "with members on the same port it gets nothing"
+
+
+def _members(address: Address, bpffs: Path) -> tuple[dict[int, int], str]:
+    """The live members' pids by their sockets' cookies, and the group in words. StartError where it cannot be told."""
+    try:
+        group = Group.open(address, bpffs=bpffs)
+    except GroupNotFoundError:
+        return {}, ""
+    with closing(group):
+        alive = sorted(group.alive())
+        cookies = {index: group.cookie_of(index) for index in alive}
+        members = {cookie: group.holder(index).pid for index, cookie in cookies.items() if cookie is not None}
+        pids = ", ".join(map(str, sorted(set(members.values()))))
+        return members, f"a group of {group.config.count} with {len(alive)} alive (pid {pids})"
+
+
+def _listed(occupants: Iterable[Occupant]) -> str:
+    return "; ".join(sorted({str(occupant) for occupant in occupants}))
+
+
+def _or_stop(occupants: Iterable[Occupant]) -> str:
+    pids = sorted({occupant.holder.pid for occupant in occupants if occupant.holder.pid is not None})
+    return f"or: kill {' '.join(map(str, pids))}" if pids else "or stop that process (ss -ulpn as root names it)"

@@ -1,0 +1,319 @@
+"""`aiolb doctor` names what is caused on purpose: no bpffs, no CAP_BPF, a wrong bcc, small buffers, taken ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiolb import port_check, sockets
+from aiolb.address import Address
+from aiolb.bpf import abi, syscall
+from aiolb.diagnosis import Level
+
+DEADLINE = 30
+NOBODY = 65534
+DOCTOR = [sys.executable, "-m", "aiolb", "doctor", "--json"]
+# The same, but for half a second that bcc takes.
+WITHOUT_BCC = """
+from aiolb import doctor
+from aiolb.cli import main
+doctor.BCC = doctor.Rated("bcc", doctor.probe.packets_in_flight, "")
+main()
+"""
+QUICK = [sys.executable, "-c", WITHOUT_BCC, *DOCTOR[3:]]
+GIVE_BPF = "run as root; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF"
+
+# Answers bpf(2) in its own way for itself and its children, then runs the command.
+FILTERED = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+load, equal, answer = (0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[2])), (6, 0, 0, int(sys.argv[1]))
+program = load, equal, answer, (6, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program), 32)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack("HP", 4, ctypes.addressof(code)), 0, 0) == 0
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+# Has a port until its input ends, as another user.
+HOLDER = """
+import os, socket, sys
+os.setresuid(int(sys.argv[1]), int(sys.argv[1]), int(sys.argv[1]))
+sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(sys.argv[2]))
+sock.bind(("127.0.0.1", 0))
+print(sock.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+BUFFER = """
+import json, sys
+from aiolb import doctor
+found = doctor.receive_buffer(int(sys.argv[1]))
+print(json.dumps([found.level.value, found.found, found.fix]))
+"""
+
+
+@pytest.fixture
+def free():
+    """An address that nobody has."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as address:
+        pass
+    return str(address)
+
+
+@pytest.fixture
+def diagnose(free, bpffs):
+    """What `aiolb doctor` finds, by check, and its status: ``diagnose(prefix=[...])``."""
+
+    def run(*arguments, prefix=(), command=QUICK):
+        if "--bpffs" not in arguments:
+            arguments += ("--bpffs", str(bpffs))
+        done = subprocess.run(
+            [*prefix, *command, free, *arguments], capture_output=True, text=True, check=False, timeout=DEADLINE
+        )
+        assert done.stderr == ""
+        return {one.pop("check"): one for one in json.loads(done.stdout)["checks"]}, done.returncode
+
+    return run
+
+
+def capabilities(*names):
+    """The command that runs another one with these capabilities alone."""
+    return ["setpriv", f"--bounding-set=-all{''.join(f',+{name}' for name in names)}", "--inh-caps=-all"]
+
+
+def test_all_is_well(diagnose):
+    """Where the tests of the kernel run there is no problem; status 0."""
+    found, status = diagnose(command=DOCTOR)
+    assert [check for check, one in found.items() if one["level"] == "problem"] == []
+    assert status == 0
+    for check in ("CAP_BPF", "seccomp", "balancer", "batch updates", "batch lookups", "ring buffer", "bcc"):
+        assert (found[check]["level"], found[check]["fix"]) == ("ok", None), check
+
+
+def test_no_cap_bpf(diagnose, powerless):
+    """Without CAP_BPF that is a problem, and so is the balancer; what cannot be asked then is unknown, not missing."""
+    found, status = diagnose(prefix=powerless)
+    assert status == 1
+    assert found["CAP_BPF"] == {"level": "problem", "found": "not held; for loading the balancer", "fix": GIVE_BPF}
+    assert found["balancer"]["level"] == "problem"
+    for check in ("batch updates", "batch lookups", "ring buffer", "memlock"):
+        assert found[check] == {"level": "warning", "found": "not known without CAP_BPF", "fix": None}
+
+
+def test_cap_bpf_alone(diagnose, needs):
+    """CAP_BPF alone is enough for everything but --debug and large buffers."""
+    needs("setpriv", "util-linux")
+    found, status = diagnose(prefix=capabilities("bpf"))
+    assert status == 0
+    levels = {check: one["level"] for check, one in found.items()}
+    assert {levels["CAP_BPF"], levels["balancer"], levels["memlock"], levels["bpffs"]} == {"ok"}
+    assert levels["CAP_PERFMON"] == "warning"
+
+
+def test_root_of_a_user_namespace(diagnose, needs):
+    """Capabilities that count inside of a user namespace only are none for bpf(2), and that is said."""
+    found, status = diagnose(prefix=[needs("unshare", "util-linux"), "--user", "--map-root-user"])
+    assert status == 1
+    assert found["CAP_BPF"]["found"].startswith("held inside of a user namespace only")
+    assert found["balancer"]["level"] == "problem"
+
+
+def test_no_bpffs(diagnose, private_mounts, tmp_path):
+    """Without a BPF file system: a warning where a collector would mount it, a problem where it could not."""
+    no_bpffs = [*private_mounts, "sh", "-c", 'mount -t tmpfs none /sys/fs/bpf && exec "$@"', "sh"]
+    at = ("--bpffs", "/sys/fs/bpf")
+    fix = "as root: mount -t bpf bpf /sys/fs/bpf"
+    found, status = diagnose(*at, prefix=no_bpffs)
+    assert (found["bpffs"]["level"], found["bpffs"]["fix"], status) == ("warning", fix, 0)
+    found, status = diagnose(*at, prefix=[*no_bpffs, *capabilities("bpf")])
+    assert (found["bpffs"]["level"], found["bpffs"]["fix"], status) == ("problem", fix, 1)
+    assert found["bpffs"]["found"] == "no BPF file system at /sys/fs/bpf; groups are pinned there"
+    found, status = diagnose("--bpffs", str(tmp_path / "none"))
+    assert (found["bpffs"]["level"], status) == ("problem", 1)
+
+
+def test_a_bpffs_that_is_read_only(diagnose, private_mounts, tmp_path):
+    """A BPF file system that may be read only is a problem, with the command that changes it."""
+    prefix = [*private_mounts, "sh", "-c", f'mount -t bpf -o ro bpf {tmp_path} && exec "$@"', "sh"]
+    found, status = diagnose("--bpffs", str(tmp_path), prefix=prefix)
+    assert (found["bpffs"]["level"], status) == ("problem", 1)
+    assert found["bpffs"]["fix"] == f"as root: mount -o remount,rw {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("where", "level"),
+    [("outside", "ok"), ("inside", "warning")],
+)
+def test_a_bpffs_of_ones_own(diagnose, needs, tmp_path, where, level):
+    """A BPF file system that pid 1, in the same network, does not see is a warning: each side has its own groups."""
+    unshare = needs("unshare", "util-linux")
+    mount = f"mount -t bpf bpf {tmp_path}"
+    again = f'exec {unshare} --mount sh -c \'{mount if where == "inside" else ":"} && exec "$@"\' sh "$@"'
+    # A first process with all capabilities that ours has, and a shell that stays pid 1 meanwhile.
+    script = f"{':' if where == 'inside' else mount}; ({again}); exit $?"
+    prefix = [unshare, "--pid", "--fork", "--mount", "--mount-proc", "sh", "-c", script, "sh"]
+    found, status = diagnose("--bpffs", str(tmp_path), prefix=prefix)
+    assert (found["bpffs"]["level"], status) == (level, 0)
+    assert ("pid 1 does not see it" in found["bpffs"]["found"]) is (where == "inside")
+    assert ("pid 1 sees the same" in found["bpffs"]["found"]) is (where == "outside")
+
+
+def test_a_wrong_bcc(diagnose, private_mounts, tmp_path, missing):
+    """PyPI's unrelated bcc in the place of the real one is named with its path; only compiling is lost."""
+    real = Path("/usr/lib/python3/dist-packages/bcc")
+    if not real.is_dir():
+        missing("python3-bpfcc is not installed, so there is no place to put another bcc")
+    (tmp_path / "__init__.py").write_text("")
+    prefix = [*private_mounts, "sh", "-c", f'mount --bind {tmp_path} {real} && exec "$@"', "sh"]
+    found, status = diagnose(prefix=prefix, command=DOCTOR)
+    assert status == 0
+    assert found["bcc"]["level"] == "warning"
+    assert found["bcc"]["found"].startswith(f"{real} is an unrelated package that has the name bcc on PyPI")
+    assert found["bcc"]["found"].endswith("; only --compile and --debug need it")
+    assert found["bcc"]["fix"].startswith("pip uninstall bcc, then apt-get install python3-bpfcc")
+
+
+def test_a_small_rmem_max(python, powerless):
+    """A limit below what is asked for: a warning without CAP_NET_ADMIN, and said not to matter with it."""
+    limit = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    size = limit * 2
+    level, _, fix = python(BUFFER, size, prefix=powerless)
+    assert (level, fix) == ("warning", f"as root: sysctl -w net.core.rmem_max={size}")
+    level, found, fix = python(BUFFER, size)
+    assert (level, fix) == ("ok", None)
+    assert found.endswith("which does not matter with CAP_NET_ADMIN")
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        (0x80000000, "a seccomp filter kills the process that calls bpf(2)"),
+        (0x00050000 | 1, "a seccomp filter blocks bpf(2): Operation not permitted"),
+        (0x00050000 | 38, "a seccomp filter hides bpf(2), or this kernel has none"),
+        (0x7FFF0000, None),
+    ],
+    ids=["killed", "EPERM", "ENOSYS", "allowed"],
+)
+def test_seccomp(diagnose, action, reason):
+    """A filter that blocks bpf(2) in any way is a problem that doctor survives; one that lets it through is none."""
+    number = syscall._NUMBERS[platform.machine()][0]
+    found, status = diagnose(prefix=[sys.executable, "-c", FILTERED, str(action), str(number)])
+    if reason is None:
+        assert (found["seccomp"]["level"], found["seccomp"]["found"], status) == (
+            "ok",
+            "a filter lets bpf(2) through",
+            0,
+        )
+        return
+    fix = "docker run --cap-add BPF; in a unit: add bpf to SystemCallFilter="
+    assert found["seccomp"] == {"level": "problem", "found": reason, "fix": fix}
+    assert found["balancer"]["found"].startswith("not asked, as bpf(2) is blocked; ")
+    assert status == 1
+
+
+@pytest.fixture
+def holder():
+    """Another process that has a port: ``holder(uid, reuseport)`` gives its address and pid."""
+    started = []
+
+    def start(uid, *, reuseport):
+        command = [sys.executable, "-c", HOLDER, str(uid), str(int(reuseport))]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return Address("127.0.0.1", int(process.stdout.readline())), process.pid
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def test_a_port_that_is_taken(diagnose, holder):
+    """A foreign socket without SO_REUSEPORT is a problem, one with it a warning; each with its process."""
+    (alone, first), (shared, second) = holder(0, reuseport=False), holder(0, reuseport=True)
+    found, status = diagnose(str(alone), str(shared))
+    assert found[str(alone)] == {
+        "level": "problem",
+        "found": f"held by a socket without SO_REUSEPORT (pid {first}, user root)",
+        "fix": f"choose another port, or: kill {first}",
+    }
+    assert found[str(shared)] == {
+        "level": "warning",
+        "found": f"a socket with SO_REUSEPORT is in no group (pid {second}, user root): "
+        "with members on the same port it gets nothing",
+        "fix": f"choose another port, or: kill {second}",
+    }
+    assert status == 1
+
+
+@pytest.mark.parametrize("reuseport", [True, False])
+def test_a_port_of_another_user(diagnose, holder, reuseport):
+    """Another user's socket is a problem even with SO_REUSEPORT: all of a group are one user's."""
+    address, pid = holder(NOBODY, reuseport=reuseport)
+    found, status = diagnose(str(address))
+    assert found[str(address)] == {
+        "level": "problem",
+        "found": f"held by another user (pid {pid}, user nobody): all sockets of a group need the same one",
+        "fix": f"run aiolb as that user, or: kill {pid}",
+    }
+    assert status == 1
+
+
+def test_a_group(cluster, bpffs):
+    """A running group is as it should be, and is told with who is alive."""
+    group = cluster(count=3, members=[0, 2])
+    found = port_check.check(group.address, bpffs)
+    assert (found.level, found.found) == (Level.OK, f"a group of 3 with 2 alive (pid {os.getpid()})")
+
+
+def test_a_stranger_beside_a_group(cluster, bpffs):
+    """A socket on the group's port that is no member is told from the members."""
+    group = cluster(count=2)
+    group.bind("stranger")
+    found = port_check.check(group.address, bpffs)
+    assert found.level is Level.WARNING
+    assert found.found.startswith(f"a group of 2 with 2 alive (pid {os.getpid()}); a socket with SO_REUSEPORT is in no")
+
+
+def test_a_group_that_may_not_be_looked_at(diagnose, cluster, powerless):
+    """As many sockets as there are members are taken for them where they cannot be told apart; one more is not."""
+    group = cluster(count=2)
+    found, _ = diagnose(str(group.address), prefix=powerless)
+    assert found[str(group.address)]["level"] == "ok"
+    group.bind("stranger")
+    found, _ = diagnose(str(group.address), prefix=powerless)
+    assert found[str(group.address)]["level"] == "warning"
+    assert "this user may not look at" in found[str(group.address)]["found"]
+
+
+def test_a_group_of_another_version(cluster, bpffs):
+    """A group whose maps are those of another version is a problem, with what joining it would say."""
+    group = cluster(count=1)
+    layout = group.group._maps.read("config", 0)
+    group.group._maps.write("config", 0, b"\xff\xff\xff\xff" + layout[4:])
+    try:
+        found = port_check.check(group.address, bpffs)
+    finally:
+        group.group._maps.write("config", 0, layout)
+    assert found.level is Level.PROBLEM
+    assert found.found.endswith(
+        f"holds a group with layout 4294967295, and this aiolb works with layout {abi.LAYOUT_VERSION}"
+    )
+    assert found.fix is not None
+
+
+def test_looking_takes_nothing(cluster, bpffs, diagnose):
+    """While doctor looks at a group every datagram still reaches its member, and the group is as before."""
+    group = cluster(count=3)
+    before = group.group.config, group.group.slots, group.group.alive()
+    found, status = diagnose(str(group.address), "--bpffs", str(bpffs))
+    assert (found[str(group.address)]["level"], status) == ("ok", 0)
+    assert (group.group.config, group.group.slots, group.group.alive()) == before
+    assert len(sockets.sockets_on(group.address)) == 3
