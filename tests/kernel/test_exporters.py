@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 
 import exporters
 import pytest
 import statsd
 
-from aiolb import sockets
 from aiolb.address import Address
-from aiolb.bpf import syscall
+from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.keys import Key
 
 SEED = "7"  # that gives sources to all three
 LINK_UP = "1.3.6.1.6.3.1.1.5.4"
@@ -88,11 +87,11 @@ async def test_netflow(collectors, export, version):
 
 
 @pytest.mark.parametrize("version", [9, 10], ids=["v9", "ipfix"])
-async def test_netflow_breaks_without_affinity(site, collectors, export, version):
+async def test_netflow_breaks_without_affinity(site, bpffs, collectors, export, version):
     """With a random member for each datagram, records come to members that do not know their template."""
-    members = await collectors("netflow_collector.py:NetFlow", "--balancer", "none")
-    with steered_at_random(site):
-        sums = await export(version)
+    site.netns.call(make_group, GroupOptions(count=exporters.MEMBERS, key=Key.parse("random"), bpffs=bpffs))
+    members = await collectors("netflow_collector.py:NetFlow")
+    sums = await export(version)
     found = Counter()
     for report in await reports(members):
         for of_exporter in report["exporters"].values():
@@ -101,16 +100,10 @@ async def test_netflow_breaks_without_affinity(site, collectors, export, version
     assert 0 < found["flows"] < sum(of_exporter["flows"] for of_exporter in sums.values())
 
 
-@contextmanager
-def steered_at_random(site):
-    """Let the kernel choose a random member for each datagram, with a program that one more socket brings."""
-    load_random, modulo, give_back = (0x20, 0xFFFFF038), (0x94, exporters.MEMBERS), (0x16, 0)  # SKF_AD_RANDOM, filter.h
-    program = b"".join(struct.pack("=HBBI", code, 0, 0, value) for code, value in (load_random, modulo, give_back))
-    with site.netns.call(sockets.bind_reuseport, Address("0.0.0.0", exporters.PORT)) as sock:
-        syscall.attach_reuseport_classic(sock, program)
-        yield
-        with pytest.raises(BlockingIOError):
-            sock.recv(1)
+def make_group(options):
+    """Make the group that members will join."""
+    with Group.opened_or_created(Address("0.0.0.0", exporters.PORT), options) as group:
+        group.close()
 
 
 def logger(path, host, *options):
