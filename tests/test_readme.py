@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import selectors
 import shlex
-import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from documents import ENVIRONMENT, ROOT, Namespaces, Server, blocks, commands, opened
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DEADLINE = 10.0
-"""Seconds until a process that does not get ready has failed."""
 SERVERS = ("aiolb serve", "python echo.py")
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Every command, in order."""
-    return [line for block in blocks("sh") for line in block.splitlines() if line]
 
 
 def test_every_block_is_tested() -> None:
@@ -58,73 +43,11 @@ def test_options_exist() -> None:
     assert [option for option in named - {"--help"} if option not in help_text] == []
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+@pytest.mark.parametrize("command", [line for line in commands("README.md") if line.startswith("make ")])
 def test_make_targets_exist(command: str, needs: Callable[[str, str], str]) -> None:
     """The make commands name targets that the Makefile has."""
     make = needs("make", "make")
     subprocess.run([make, "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
-
-
-class Namespaces:
-    """A network and a mount namespace with an empty bpffs, and what runs in them."""
-
-    def __init__(self, folder: Path, holder: subprocess.Popen[bytes]) -> None:
-        self._folder = folder
-        self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
-
-    @contextmanager
-    def server(self, command: str) -> Iterator[Server]:
-        """Run a command that serves, ready when this yields."""
-        number = len(list(self._folder.glob("*.out")))
-        with (self._folder / f"{number}.out").open("wb") as output:
-            process = subprocess.Popen(
-                [*self._enter, *shlex.split(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
-            )
-        with process:
-            try:
-                server = Server(process, self._folder / f"{number}.out")
-                server.wait_for(b"ready")
-                yield server
-            finally:
-                process.kill()
-
-    def run(self, command: str) -> str:
-        """Run a command to its end; its output."""
-        done = subprocess.run(
-            [*self._enter, *shlex.split(command)], capture_output=True, text=True, check=True, env=ENVIRONMENT
-        )
-        return done.stdout
-
-
-class Server:
-    """A process that serves, and what it wrote."""
-
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        self._process = process
-        self._output = output
-        self._log = b""
-
-    def wait_for(self, event: bytes) -> None:
-        """Read the log until it tells of an event."""
-        assert self._process.stderr is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stderr, selectors.EVENT_READ)
-            while event not in self._log:
-                assert selector.select(DEADLINE), f"no {event!r} in {self._log!r}"
-                more = os.read(self._process.stderr.fileno(), 65536)
-                assert more, f"ended without {event!r}: {self._log.decode()}"
-                self._log += more
-
-    def stop(self) -> list[str]:
-        """Stop it as Ctrl-C does; the lines that it printed."""
-        self._process.send_signal(signal.SIGINT)
-        return self.end()
-
-    def end(self) -> list[str]:
-        """Wait for its own, good end; the lines that it printed."""
-        _, log = self._process.communicate(timeout=DEADLINE)
-        assert self._process.returncode == 0, (self._log + log).decode()
-        return self._output.read_text().splitlines()
 
 
 @pytest.fixture
@@ -134,20 +57,12 @@ def namespaces(
     """Namespaces in which every port is free, with the programs of the README in the working directory."""
     if os.geteuid() != 0:
         missing("needs root, for namespaces and the eBPF balancer")
-    for block in blocks("python"):
+    for block in blocks("README.md", "python"):
         name = re.match(r"# (\w+\.py)\n", block)
         assert name, "the first line of a program is its file name"
         (tmp_path / name[1]).write_text(block)
-    script = f"{needs('ip', 'iproute2')} link set lo up && mount -t bpf bpf /sys/fs/bpf && echo ready && exec cat"
-    holder = subprocess.Popen(
-        ["unshare", "--net", "--mount", "sh", "-c", script],  # noqa: S607 - found by PATH on every system
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with holder:  # the end of its input is the end of the namespaces
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"ready\n"
-        yield Namespaces(tmp_path, holder)
+    with opened(tmp_path, needs("ip", "iproute2")) as namespaces:
+        yield namespaces
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -155,7 +70,7 @@ def test_commands_and_programs(namespaces: Namespaces) -> None:
     """Everything runs in order: members start and serve, each source stays on one, takeover and echo work."""
     servers: dict[str, Server] = {}
     with ExitStack() as stack:
-        for command in commands():
+        for command in commands("README.md"):
             if command.startswith(SERVERS):
                 servers[command] = stack.enter_context(namespaces.server(command))
             elif command.startswith("aiolb flood"):

@@ -1,0 +1,110 @@
+"""What tests of the documents share: their code blocks, and namespaces in which their commands run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 10.0
+"""Seconds until a process that does not get ready has failed."""
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of one language in a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(document: str) -> list[str]:
+    """Every command of a document, in order."""
+    return [line for block in blocks(document, "sh") for line in block.splitlines() if line]
+
+
+class Namespaces:
+    """A network and a mount namespace with an empty bpffs, and what runs in them."""
+
+    def __init__(self, folder: Path, holder: subprocess.Popen[bytes]) -> None:
+        self._folder = folder
+        self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
+
+    @contextmanager
+    def server(self, command: str) -> Iterator[Server]:
+        """Run a command that serves, ready when this yields."""
+        number = len(list(self._folder.glob("*.out")))
+        with (self._folder / f"{number}.out").open("wb") as output:
+            process = subprocess.Popen(
+                [*self._enter, *shlex.split(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
+            )
+        with process:
+            try:
+                server = Server(process, self._folder / f"{number}.out")
+                server.wait_for(b"ready")
+                yield server
+            finally:
+                process.kill()
+
+    def run(self, command: str, **environment: str) -> str:
+        """Run a command to its end; its output."""
+        done = subprocess.run(
+            [*self._enter, *shlex.split(command)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=ENVIRONMENT | environment,
+        )
+        return done.stdout
+
+
+class Server:
+    """A process that serves, and what it wrote."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self._process = process
+        self._output = output
+        self._log = b""
+
+    def wait_for(self, event: bytes) -> None:
+        """Read the log until it tells of an event."""
+        assert self._process.stderr is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stderr, selectors.EVENT_READ)
+            while event not in self._log:
+                assert selector.select(DEADLINE), f"no {event!r} in {self._log!r}"
+                more = os.read(self._process.stderr.fileno(), 65536)
+                assert more, f"ended without {event!r}: {self._log.decode()}"
+                self._log += more
+
+    def stop(self) -> list[str]:
+        """Stop it as Ctrl-C does; the lines that it printed."""
+        self._process.send_signal(signal.SIGINT)
+        return self.end()
+
+    def end(self) -> list[str]:
+        """Wait for its own, good end; the lines that it printed."""
+        _, log = self._process.communicate(timeout=DEADLINE)
+        assert self._process.returncode == 0, (self._log + log).decode()
+        return self._output.read_text().splitlines()
+
+
+@contextmanager
+def opened(folder: Path, ip: str) -> Iterator[Namespaces]:
+    """Namespaces in which every port is free, with ``folder`` as the working directory; ``ip`` is iproute2's."""
+    script = f"{ip} link set lo up && mount -t bpf bpf /sys/fs/bpf && echo ready && exec cat"
+    holder = subprocess.Popen(
+        ["unshare", "--net", "--mount", "sh", "-c", script],  # noqa: S607 - found by PATH on every system
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:  # the end of its input is the end of the namespaces
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield Namespaces(folder, holder)
