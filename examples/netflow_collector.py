@@ -5,7 +5,6 @@ The parser is `netflow` from PyPI.
 
 from __future__ import annotations
 
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -54,19 +53,22 @@ class NetFlow(Collector):
         self._exporters: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     async def handle(self, datagram: bytes, addr: tuple[str, int]) -> None:
-        """Decode a datagram; what is malformed raises, is counted and logged."""
-        (version,) = struct.unpack_from("!H", datagram)
-        parser, header, octets, packets = VERSIONS[version]
-        check_sets(datagram, header)
+        """Decode a datagram and add up its records."""
+        sums = self._exporters[addr[0]]
         try:
-            flows = parser(datagram, self._templates[addr, version, datagram[header - 4 : header]]).flows
+            for octets, packets in self.decode(datagram, addr):
+                sums.update(flows=1, octets=octets, packets=packets)
         except UNKNOWN_TEMPLATE:
-            self._exporters[addr[0]]["template_misses"] += 1
-            return
-        for flow in flows:
-            if octets in flow.data:  # the other ones are records of options
-                sums = {"flows": 1, "octets": flow.data[octets], "packets": flow.data[packets]}
-                self._exporters[addr[0]].update(sums)
+            sums["template_misses"] += 1
+        except Exception:  # noqa: BLE001 - on what is malformed the parser raises this and that
+            sums["malformed"] += 1
+
+    def decode(self, datagram: bytes, addr: Any) -> list[tuple[int, int]]:
+        """Octets and packets of each flow record; the records of options have none."""
+        parser, header, octets, packets = VERSIONS[int.from_bytes(datagram[:2], "big")]
+        check_sets(datagram, header)
+        flows = parser(datagram, self._templates[addr, datagram[:2], datagram[header - 4 : header]]).flows
+        return [(flow.data[octets], flow.data[packets]) for flow in flows if octets in flow.data]
 
     def report(self) -> Mapping[str, Any]:
         """The sums of each exporter."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from aiolb import Collector
 
+Values = defaultdict[str, float]
 PRINT_EVERY = 10.0  # seconds
 NUMBER = r"\d{1,15}(?:\.\d{1,15})?"
 METRIC = re.compile(rf"([^:|@]+):([+-]?)({NUMBER})\|(c|g|ms|h)(?:\|@({NUMBER}))?(?:\|#.*)?")
@@ -23,9 +24,9 @@ class StatsD(Collector):
     """Takes all that is there at once, which is quicker than a call for each datagram."""
 
     def __init__(self) -> None:
-        self._counters: Counter[str] = Counter()
-        self._gauges: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._timers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._counters: Values = defaultdict(float)
+        self._gauges: defaultdict[str, Values] = defaultdict(lambda: defaultdict(float))
+        self._timers: defaultdict[str, Values] = defaultdict(lambda: defaultdict(float))
         self._malformed = 0
         self._printer: asyncio.Task[None] | None = None
 
@@ -61,7 +62,8 @@ class StatsD(Collector):
             self._gauges[source][name] = self._gauges[source][name] + value if sign else value
         else:
             timer = self._timers[name]
-            timer.update({"count": 1 / rate, "sum": value / rate})
+            timer["count"] += 1 / rate
+            timer["sum"] += value / rate
             timer["max"] = max(timer["max"], value)
 
     def report(self) -> Mapping[str, Any]:

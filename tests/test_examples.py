@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from contextlib import suppress
 
 import exporters
 import pytest
@@ -141,7 +140,7 @@ def test_netflow_misses(datagram, template):
     app = netflow.NetFlow()
     give(app, datagram(a_set(template, *OCTETS_AND_PACKETS)))
     report = give(app, datagram(a_set(256, 0, 1, 0, 1)), source=OTHER)
-    assert report == {"exporters": {"192.0.2.2": {"template_misses": 1}}}
+    assert report == {"exporters": {"192.0.2.1": {}, "192.0.2.2": {"template_misses": 1}}}
 
 
 @VERSIONS
@@ -177,7 +176,8 @@ def test_netflow_templates_belong_to_an_exporters_domain(datagram, template):
 def test_netflow_refuses_what_the_parser_would_stay_at(datagram, error):
     """Sets and records that have no end raise."""
     with pytest.raises(ValueError, match=error):
-        give(netflow.NetFlow(), datagram)
+        netflow.NetFlow().decode(datagram, SOURCE)
+    assert give(netflow.NetFlow(), datagram) == {"exporters": {"192.0.2.1": {"malformed": 1}}}
 
 
 @given(st.data())
@@ -187,16 +187,17 @@ def test_netflow_takes_anything(data):
     sets = st.builds(lambda number, body: a_set(number, *body), st.sampled_from([0, 1, 2, 3, 256]), words)
     datagram = data.draw(st.sampled_from([v9, ipfix]))(*data.draw(st.lists(sets, max_size=4)))
     app = netflow.NetFlow()
-    for _ in range(2):
-        with suppress(Exception):
-            give(app, datagram)
-    assert set(app.report()) == {"exporters"}
+    give(app, datagram)
+    report = give(app, datagram)
+    sums = report["exporters"][SOURCE[0]]
+    assert sums.keys() <= {"flows", "octets", "packets", "template_misses", "malformed"}
+    assert sums.get("template_misses", 0) + sums.get("malformed", 0) <= 2
 
 
 def test_netflow_of_another_version():
-    """Other versions raise, so that they are counted and logged."""
-    with pytest.raises(KeyError, match="5"):
-        give(netflow.NetFlow(), b"\0\5" + bytes(22))
+    """Other versions, and what has none, are counted apart."""
+    report = give(netflow.NetFlow(), b"\0\5" + bytes(22), b"\0", b"")
+    assert report == {"exporters": {"192.0.2.1": {"malformed": 3}}}
 
 
 def test_statsd_sums():
@@ -276,7 +277,7 @@ def traps(monkeypatch):
 def test_snmp_traps_of_both_versions(traps, capsys):
     """A trap is printed, counted by what it tells, and not answered."""
     report = give(traps, notification(api.v2c.SNMPv2TrapPDU), v1_trap())
-    assert report == {"notifications": {LINK_DOWN: 2}, "informs": 0, "repeated": 0}
+    assert report == {"notifications": {LINK_DOWN: 2}, "informs": 0, "repeated": 0, "malformed": 0}
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["source"], line[snmp.TRAP_OID]) for line in printed] == [("192.0.2.1", LINK_DOWN)] * 2
     assert traps.answers == []
@@ -287,7 +288,7 @@ def test_snmp_informs_are_answered(traps):
     inform = notification(api.v2c.InformRequestPDU, request=77)
     give(traps, inform, inform)
     report = give(traps, inform, source=OTHER)
-    assert report == {"notifications": {LINK_DOWN: 2}, "informs": 3, "repeated": 1}
+    assert report == {"notifications": {LINK_DOWN: 2}, "informs": 3, "repeated": 1, "malformed": 0}
     assert [addr for _, addr in traps.answers] == [SOURCE, SOURCE, OTHER]
     answer, _ = decoder.decode(traps.answers[0][0], asn1Spec=api.v2c.Message())
     pdu = api.v2c.apiMessage.get_pdu(answer)
@@ -298,7 +299,16 @@ def test_snmp_informs_are_answered(traps):
 
 
 def test_snmp_requests_are_no_notifications(traps):
-    """What asks for something raises, so that it is counted and logged, and gets no answer."""
-    with pytest.raises(TypeError, match="GetRequestPDU is no notification"):
-        give(traps, notification(api.v2c.GetRequestPDU))
+    """What asks for something, and what is no SNMP, is counted and gets no answer."""
+    report = give(traps, notification(api.v2c.GetRequestPDU), b"x\n", b"", notification(api.v2c.SNMPv2TrapPDU)[:-1])
+    assert report == {"notifications": {}, "informs": 0, "repeated": 0, "malformed": 4}
     assert traps.answers == []
+
+
+@given(st.binary(), st.integers(0, 40))
+def test_snmp_takes_anything(noise, start):
+    """Whatever comes is a notification or malformed; noise in the midst of a trap too."""
+    trap, app = notification(api.v2c.SNMPv2TrapPDU), snmp.Traps()
+    app.reply = lambda *_: None  # noise can make an inform of it
+    report = give(app, noise, trap[:start] + noise + trap[start + len(noise) :])
+    assert sum(report["notifications"].values()) + report["malformed"] == 2

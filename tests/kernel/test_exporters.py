@@ -219,4 +219,8 @@ async def test_snmp_traps(site, collectors, needs, tmp_path):
     found = await reports(members, datagrams=3 * exporters.EXPORTERS)
     assert all(report["informs"] for report in found), "a member without sources"
     assert sum((Counter(report["notifications"]) for report in found), Counter()) == {LINK_UP: 3 * exporters.EXPORTERS}
-    assert [sum(report[name] for report in found) for name in ("informs", "repeated")] == [exporters.EXPORTERS, 0]
+    assert [sum(report[name] for report in found) for name in ("informs", "repeated", "malformed")] == [
+        exporters.EXPORTERS,
+        0,
+        0,
+    ]
