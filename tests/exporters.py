@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
 
-from aiolb.cli.members import MemberProcess
+import serving
 
 DEADLINE = 20.0
 """Seconds after which something that must happen counts as not happening."""
@@ -61,7 +61,7 @@ def softflowd(path: str, capture: Path, target: str, version: int) -> list[str]:
     return [path, "-r", str(capture), "-n", target, "-v", str(version), *options]
 
 
-class Member(MemberProcess):
+class Member(serving.Member):
     """A member in a network namespace."""
 
     def __init__(self, enter, *arguments, report):
@@ -101,8 +101,7 @@ class Site:
         ]
         for member in members:
             await stack.enter_async_context(member)
-        async with asyncio.timeout(DEADLINE):
-            await asyncio.gather(*[member.ready() for member in members])
+        await asyncio.gather(*[member.ready() for member in members])
         return members
 
     async def run(self, *commands, **environment):
