@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 RELATIVE_ERROR = 1 / 32
 """What a percentile may be above the recorded value it stands for, as a share of that value."""
@@ -83,3 +84,9 @@ def _highest_of(bucket: int) -> int:
     shift = (bucket >> _BITS) - 1
     top = bucket - (shift << _BITS)
     return ((top + 1) << shift) - 1
+
+
+def microseconds(histogram: Histogram, percentages: Iterable[float]) -> dict[str, float]:
+    """Nanoseconds that were recorded, as percentiles in microseconds by name (``p50``), and ``max``."""
+    values = {f"p{percent:g}": histogram.percentile(percent) for percent in percentages}
+    return {name: round(value / 1000, 1) for name, value in {**values, "max": histogram.max}.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiolb.address import parse_ip
 from aiolb.errors import WireError
-from aiolb.histogram import Histogram
+from aiolb.histogram import Histogram, microseconds
 from aiolb.stamp import Stamp, stamp_from_wire
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class SourceRecord:
             "reordered": self.reordered,
             "first": self.ranges.first,
             "last": self.ranges.last,
-            "latency_us": _latency(self.latency),
+            "latency_us": microseconds(self.latency, PERCENTILES),
             "ranges": [[first, last] for first, last in self.ranges],
         }
 
@@ -183,14 +183,9 @@ class Verifier:
             "duplicated": sum(record.duplicated for record in records),
             "reordered": sum(record.reordered for record in records),
             "unstamped": self.unstamped,
-            "latency_us": _latency(latency),
+            "latency_us": microseconds(latency, PERCENTILES),
             "per_source": [record.report() for record in records],
         }
-
-
-def _latency(histogram: Histogram) -> dict[str, float]:
-    values = {f"p{percent}": histogram.percentile(percent) for percent in PERCENTILES}
-    return {name: round(value / 1000, 1) for name, value in {**values, "max": histogram.max}.items()}
 
 
 @dataclass(frozen=True, slots=True)
