@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import math
 import secrets
 import time
 from itertools import cycle, islice
@@ -13,9 +11,10 @@ from typing import Self
 
 from aiolb.address import Address, IPNetwork, parse_ip
 from aiolb.errors import AiolbError, KernelError
-from aiolb.pacing import SHORTEST_PAUSE, WHOLE, Pacer, Share
-from aiolb.send.bursts import BLOCKED, Bursts
+from aiolb.pacing import WHOLE, Pacer, Share
+from aiolb.send.bursts import Bursts
 from aiolb.send.config import PublisherConfig, source_addresses
+from aiolb.send.refusals import BLOCKED
 from aiolb.send.sources import Source, allow_descriptors, finish, open_socket, resolve
 from aiolb.send.statistics import PublisherStatistics, rate_reached
 
@@ -122,7 +121,7 @@ class Publisher:
                         errno=error.errno,
                     ) from None
                 bursts.count_blocked()
-                await self._wait_until_writable(source, error.errno, math.inf)
+                await source.wait_for_room(error.errno)
                 self._opened()
             else:
                 return
@@ -203,7 +202,8 @@ class Publisher:
         while done < due and bursts.blocked is None and self._clock() < turn_ends:
             done += bursts.send(due - done)
         if bursts.blocked is not None:
-            await self._wait_until_writable(*bursts.blocked, end)
+            source, error = bursts.blocked
+            await source.wait_for_room(error, end - self._clock())
         return done
 
     def _opened(self) -> Bursts:
@@ -212,30 +212,9 @@ class Publisher:
         return self._bursts
 
     def _send(self, bursts: Bursts, source: Source, datagram: bytes) -> None:
-        """Send from this source; raises what the kernel says about this datagram, and counts what it said before."""
-        earlier = 0
-        while True:
-            try:
-                source.send(datagram)
-                break
-            except ConnectionRefusedError:
-                bursts.count_error(errno.ECONNREFUSED)
-            except OSError as error:
-                if error.errno in BLOCKED or earlier:
-                    raise
-                earlier = error.errno or 0
-        if earlier:
-            bursts.count_error(earlier)
+        source.send_settled(datagram, bursts.count_error)
         self._bytes += len(datagram)
         self._next = (self._next + 1) % len(self._sources)
-
-    async def _wait_until_writable(self, source: Source, error: int, end: float) -> None:
-        """Wait for room in the queue, for stop(), or for the end of the run."""
-        if error == errno.ENOBUFS:  # the device's queue, which nothing watches
-            await asyncio.sleep(SHORTEST_PAUSE)
-            return
-        left = None if end == math.inf else max(end - self._clock(), 0.0) + SHORTEST_PAUSE
-        await asyncio.wait([source.wait_until_writable()], timeout=left)
 
     async def _pause(self, seconds: float) -> None:
         """Wait that long, or until stop(); 0 seconds give the event loop one turn."""

@@ -69,6 +69,7 @@ FLOORS = {
     "aiolb.bpf.probe": 3,
     "aiolb.bpf.state": 4,
     "aiolb.bpf.group": 5,
+    "aiolb.send.refusals": 0,
     "aiolb.send.gso": 1,
     "aiolb.send.turns": 1,
     "aiolb.send.contract": 1,

@@ -12,6 +12,7 @@ from aiolb.pacing import SHORTEST_PAUSE
 from aiolb.send import gso
 from aiolb.send.choose import sender_class
 from aiolb.send.config import PublisherConfig
+from aiolb.send.refusals import BLOCKED, name_of
 from aiolb.send.sources import Source
 from aiolb.send.turns import MIN_PIECE, Turns
 
@@ -20,16 +21,6 @@ BURST = 256
 
 TRAIN_BURST = 2048
 """Datagrams sent in trains before the event loop gets a turn: up to 1 ms, where the receiver takes no trains."""
-
-BLOCKED = frozenset({errno.EAGAIN, errno.ENOBUFS})
-_ERROR_NAMES = {
-    errno.ECONNREFUSED: "refused",
-    errno.EHOSTUNREACH: "unreachable",
-    errno.ENETUNREACH: "unreachable",
-    errno.EPERM: "forbidden",
-    errno.EACCES: "forbidden",
-    errno.EMSGSIZE: "too_long",
-}
 
 
 class Bursts:
@@ -91,7 +82,7 @@ class Bursts:
 
     def count_error(self, number: int) -> None:
         """Count what the kernel said, under its name."""
-        self.errors[_ERROR_NAMES.get(number) or errno.errorcode.get(number, str(number)).lower()] += 1
+        self.errors[name_of(number)] += 1
 
     def _plan(self, due: int, room: int) -> tuple[int, int]:
         if self._config.train > 1:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import resource
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from aiolb.address import Address, parse_ip
 from aiolb.errors import KernelError, StartError
+from aiolb.pacing import SHORTEST_PAUSE
 from aiolb.send import gso
 from aiolb.send.config import PublisherConfig
+from aiolb.send.refusals import BLOCKED
 
 _SPARE_DESCRIPTORS = 16
 _RECVERR = {
@@ -42,7 +47,7 @@ class Source:
             gso.switch_off(self.sock)
         self.segment = size
 
-    def send(self, datagram: bytes) -> None:
+    def send(self, datagram: bytes | bytearray) -> None:
         """Send one datagram in one piece."""
         if 0 < self.segment < len(datagram):
             self.sock.sendmsg([datagram], [gso.WHOLE])
@@ -50,10 +55,34 @@ class Source:
             self.sock.send(datagram)
         self.sent += 1
 
+    def send_settled(self, datagram: bytes | bytearray, count_error: Callable[[int], object]) -> None:
+        """Send one datagram; raises what the kernel says about it, and counts what it said about an earlier one."""
+        earlier = 0
+        while True:
+            try:
+                self.send(datagram)
+                break
+            except ConnectionRefusedError:
+                count_error(errno.ECONNREFUSED)
+            except OSError as error:
+                if error.errno in BLOCKED or earlier:
+                    raise
+                earlier = error.errno or 0
+        if earlier:
+            count_error(earlier)
+
+    async def wait_for_room(self, error: int, seconds: float = math.inf) -> None:
+        """Wait, after a full queue was told with this errno, for room in it, for ``wake()``, or that long."""
+        if error == errno.ENOBUFS:  # the device's queue, which nothing watches
+            await asyncio.sleep(SHORTEST_PAUSE)
+            return
+        left = None if seconds == math.inf else max(seconds, 0.0) + SHORTEST_PAUSE
+        await asyncio.wait([self.wait_until_writable()], timeout=left)
+
     def wait_until_writable(self) -> asyncio.Future[None]:
         """A future for all who wait: a loop keeps one writer per descriptor, and replaces it silently."""
         if self.writable is None:
-            self._forget_errors()
+            self.forget_errors()
             loop = asyncio.get_running_loop()
             self.writable = loop.create_future()
             loop.add_writer(self.sock, self.wake)
@@ -66,7 +95,7 @@ class Source:
             finish(self.writable)
             self.writable = None
 
-    def _forget_errors(self) -> None:
+    def forget_errors(self) -> None:
         """Empty the error queue, or the loop would find the socket ready all the time; they were counted."""
         try:
             while True:
