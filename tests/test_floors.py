@@ -70,6 +70,7 @@ FLOORS = {
     "aiolb.bpf.state": 4,
     "aiolb.bpf.group": 5,
     "aiolb.send.refusals": 0,
+    "aiolb.alarm": 1,
     "aiolb.send.gso": 1,
     "aiolb.send.turns": 1,
     "aiolb.send.contract": 1,

@@ -1,4 +1,4 @@
-"""The kernel calls that Python has no function for: bpf(2), mount(2), membarrier(2), classic filters.
+"""The kernel calls that Python has no function for: bpf(2), mount(2), membarrier(2), timerfd_create(2), filters.
 
 The only place with ctypes and raw numbers. Every failure is an OSError whose ``filename`` is the call's name.
 """
@@ -11,6 +11,7 @@ import platform
 import signal
 import socket
 import struct
+import time
 from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -283,3 +284,21 @@ def membarrier() -> None:
     milliseconds. OSError: EINVAL on a nohz_full kernel, ENOSYS where membarrier(2) is not built in.
     """
     _syscall(1, "membarrier", ctypes.c_int(MEMBARRIER_GLOBAL), ctypes.c_uint(0), ctypes.c_int(0))
+
+
+def timer_create() -> int:
+    """A non-blocking timerfd_create(2) descriptor on the monotonic clock, which the caller closes. OSError."""
+    # Its flags are those of open(2) (include/linux/timerfd.h). os.timerfd_create() comes with Python 3.13.
+    fd = int(_libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), "timerfd_create")
+    return fd
+
+
+def timer_set(fd: int, nanoseconds: int) -> None:
+    """Let the timer make its descriptor readable once, after that time; 0 stops it (timerfd_settime(2)). OSError."""
+    value = (ctypes.c_long * 4)(0, 0, *divmod(nanoseconds, 1_000_000_000))
+    if _libc.timerfd_settime(fd, 0, ctypes.byref(value), None):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), "timerfd_settime")
