@@ -29,6 +29,10 @@ class WireError(AiolbError, ValueError):
     """Bytes from the network are not what the reader expects."""
 
 
+class CaptureError(AiolbError):
+    """A capture file is broken, or ends within a packet."""
+
+
 class StartError(AiolbError):
     """The collector could not be started."""
 

@@ -71,6 +71,8 @@ FLOORS = {
     "aiolb.bpf.group": 5,
     "aiolb.send.refusals": 0,
     "aiolb.alarm": 1,
+    "aiolb.frames": 0,
+    "aiolb.capture": 1,
     "aiolb.send.gso": 1,
     "aiolb.send.turns": 1,
     "aiolb.send.contract": 1,
