@@ -173,3 +173,54 @@ class Pacer:
         last_of_next = min(done + self._train, self._total) - 1
         due = self._schedule.time_of(self._share.nth(last_of_next))
         return min(max(due - now, SHORTEST_PAUSE), self._end - now)
+
+
+def validate_speed(speed: float) -> float:
+    """How many times as fast as it was recorded. Raises ConfigurationError when it is not above 0 and finite."""
+    if not 0 < speed < math.inf:
+        raise ConfigurationError(
+            f"the speed is {speed:g}, which is not above 0", hint="--speed 2 is twice as fast, --speed 0.5 half as fast"
+        )
+    return float(speed)
+
+
+class Timeline:
+    """When recorded datagrams are due: as far apart as they were recorded, ``speed`` times as fast, from ``start`` on.
+
+    Clocks that were set back in between cost no time: a datagram is due with the one before it at the earliest.
+    Raises ConfigurationError when the speed is not above 0 and finite.
+    """
+
+    def __init__(self, start: float, *, speed: float = 1.0) -> None:
+        self._speed = validate_speed(speed)
+        self._due = self._began = start
+        self._first: float | None = None
+
+    def due(self, recorded: float | None) -> float:
+        """When the next datagram is due, which was recorded at that time in seconds; with the last one for None."""
+        if recorded is not None:
+            if self._first is None:
+                self._first = recorded
+            self._due = max(self._due, self._began + (recorded - self._first) / self._speed)
+        return self._due
+
+    def rewind(self) -> None:
+        """Begin a round: its first datagram is due with the last one before it."""
+        self._began = self._due
+        self._first = None
+
+
+class Beat:
+    """When recorded datagrams are due that are sent at a rate: like a :class:`Timeline`, whatever was recorded."""
+
+    def __init__(self, start: float, rate: float | None) -> None:
+        self._schedule = Schedule(rate, start)
+        self._n = 0
+
+    def due(self, _recorded: float | None) -> float:
+        """When the next datagram is due."""
+        self._n += 1
+        return self._schedule.time_of(self._n - 1)
+
+    def rewind(self) -> None:
+        """The beat goes on."""

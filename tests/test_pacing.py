@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolb.errors import ConfigurationError
-from aiolb.pacing import CATCH_UP, SHORTEST_PAUSE, UNLIMITED, WHOLE, Pacer, Schedule, Share, Step
+from aiolb.pacing import (
+    CATCH_UP,
+    SHORTEST_PAUSE,
+    UNLIMITED,
+    WHOLE,
+    Beat,
+    Pacer,
+    Schedule,
+    Share,
+    Step,
+    Timeline,
+)
 
 rates = st.floats(1e-3, 1e6)
 starts = st.floats(0, 1e7)
@@ -219,3 +230,66 @@ def test_workers_keep_the_rate_and_the_duration(parts, rate, duration):
     """All workers together send what one would have sent before the end."""
     done = [simulate(Pacer(rate, 5.0, duration=duration, share=share), 5.0, [])[0] for share in parts]
     assert sum(done) == Schedule(rate, 5.0).due_before(5.0 + duration)
+
+
+def test_timeline_keeps_distances():
+    """Recorded datagrams are as far apart as they were, from the start on."""
+    timeline = Timeline(100.0)
+    assert [timeline.due(recorded) for recorded in (5.0, 5.5, 7.0)] == [100.0, 100.5, 102.0]
+
+
+@pytest.mark.parametrize(("speed", "due"), [(2.0, [10.0, 10.5, 11.0]), (0.5, [10.0, 12.0, 14.0])])
+def test_timeline_speed(speed, due):
+    """Twice the speed halves the distances."""
+    timeline = Timeline(10.0, speed=speed)
+    assert [timeline.due(recorded) for recorded in (1.0, 2.0, 3.0)] == due
+
+
+def test_timeline_of_a_clock_that_was_set_back():
+    """A datagram that was recorded before the one before it is due with that one; no time is lost."""
+    timeline = Timeline(0.0)
+    assert [timeline.due(recorded) for recorded in (1.0, 3.0, 2.0, 4.0, 0.0)] == [0.0, 2.0, 2.0, 3.0, 3.0]
+
+
+def test_timeline_without_a_time():
+    """A datagram without a time is due with the one before it."""
+    timeline = Timeline(7.0)
+    assert [timeline.due(recorded) for recorded in (None, 1.0, None, 1.5)] == [7.0, 7.0, 7.0, 7.5]
+
+
+def test_timeline_rounds():
+    """A round begins when the last datagram of the one before it was due."""
+    timeline = Timeline(0.0)
+    due = []
+    for _ in range(3):
+        timeline.rewind()
+        due += [timeline.due(recorded) for recorded in (1.0, 2.0, 4.0)]
+    assert due == [0.0, 1.0, 3.0, 3.0, 4.0, 6.0, 6.0, 7.0, 9.0]
+
+
+@given(
+    st.lists(st.none() | st.floats(0, 2e9), max_size=30),
+    st.floats(0.01, 100),
+)
+def test_timeline_never_goes_back(recorded, speed):
+    """Whatever was recorded, no datagram is due before the start or before the one before it."""
+    timeline = Timeline(50.0, speed=speed)
+    due = [timeline.due(time) for time in recorded]
+    assert due == sorted(due)
+    assert all(moment >= 50.0 for moment in due)
+
+
+@pytest.mark.parametrize("speed", [0, -1, math.inf, math.nan])
+def test_timeline_needs_a_speed(speed):
+    """A speed is above 0, and finite."""
+    with pytest.raises(ConfigurationError, match="the speed is"):
+        Timeline(0.0, speed=speed)
+
+
+def test_beat():
+    """At a rate, datagram n is due at n / rate, whatever was recorded, over all rounds; without one, at the start."""
+    beat, at_once = Beat(10.0, 4), Beat(10.0, None)
+    assert [beat.due(recorded) for recorded in (99.0, None, 3.0)] == [10.0, 10.25, 10.5]
+    beat.rewind()
+    assert beat.due(99.0) == 10.75
+    assert [at_once.due(recorded) for recorded in (99.0, 100.0)] == [10.0, 10.0]

@@ -23,9 +23,11 @@ MAX_SIZE_V4 = 65_507
 MAX_SIZE_V6 = 65_527
 """Bytes: 65,535 less 8 of UDP header; the IPv6 header is not counted (RFC 8200)."""
 
-_LOOPBACK = ip_network("127.0.0.0/8")
+MAX_LOOPBACK_SOURCES = 2**24 - 3
+"""The addresses of 127.0.0.0/8 less its first, its last, and 127.0.0.1, which is for collectors."""
+
+LOOPBACK = ip_network("127.0.0.0/8")
 _FIRST_LOOPBACK_SOURCE = IPv4Address("127.0.0.2")
-_MAX_LOOPBACK_SOURCES = 2**24 - 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +188,11 @@ def source_addresses(sources: int | IPNetwork, target: Address) -> tuple[int, It
 def _loopback_sources(number: int, target: Address) -> tuple[int, Iterable[str | None]]:
     if number == 1:
         return 1, [None]
-    if not 1 <= number <= _MAX_LOOPBACK_SOURCES:
+    if not 1 <= number <= MAX_LOOPBACK_SOURCES:
         raise ConfigurationError(
-            f"{number} sources are not from 1 to {_MAX_LOOPBACK_SOURCES:,}", hint="give a number or a network"
+            f"{number} sources are not from 1 to {MAX_LOOPBACK_SOURCES:,}", hint="give a number or a network"
         )
-    if target.ip not in _LOOPBACK:
+    if target.ip not in LOOPBACK:
         raise ConfigurationError(
             f"{number} sources exist without asking on IPv4 loopback only, and the target is {target}",
             hint="name addresses of this host as a network, e.g. --sources 10.1.0.0/24",
