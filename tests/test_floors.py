@@ -77,6 +77,8 @@ FLOORS = {
     "aiolb.replay": 6,
     "aiolb.send.captured": 4,
     "aiolb.send.timed": 5,
+    "aiolb.round_trips": 3,
+    "aiolb.echo": 6,
     "aiolb.send.gso": 1,
     "aiolb.send.turns": 1,
     "aiolb.send.contract": 1,
