@@ -14,7 +14,8 @@ import time
 import flooding
 import pytest
 
-from aiolb.cli.flood import _line, _recent_rate
+from aiolb.cli.flood_progress import line as progress_line
+from aiolb.cli.flood_progress import recent_rate
 from aiolb.errors import ConfigurationError, KernelError
 from aiolb.send.statistics import PublisherStatistics
 from aiolb.stamp import stamp_from_wire
@@ -26,7 +27,7 @@ receiver, target = flooding.receiver, flooding.target
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_summary_for_people(receiver, target, loop):
     """The summary names what was sent, where to, from how many sources, and the rate."""
-    result = invoke(target, "--count", "20", "--rate", "1000", "--sources", "4", "--loop", loop)
+    result = invoke(target, "--count", "20", "--rate", "1000", "--sources", "4", "--event-loop", loop)
     receive(receiver, 20)
     assert result.exit_code == 0
     first, second = result.stdout.splitlines()
@@ -153,7 +154,7 @@ COMMAND = [sys.executable, "-c", "from aiolb.cli.flood import flood; flood(prog_
 def test_a_signal_ends_it_with_a_summary(receiver, target, number, loop):
     """Ctrl-C and SIGTERM end it, the summary counts what arrived, and the exit code is 0."""
     with subprocess.Popen(
-        [*COMMAND, target, "--json", "--loop", loop], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, target, "--json", "--event-loop", loop], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         receiver.recv(1 << 16)
         process.send_signal(number)
@@ -224,14 +225,14 @@ def statistics(**changed):
 )
 def test_the_progress_line(changed, rate, line):
     """Time, datagrams, the present rate beside the one asked for, and errors; within 80 columns."""
-    assert _line(statistics(**changed), rate) == line
+    assert progress_line(statistics(**changed), rate) == line
     assert len(line) <= 80
 
 
 def test_the_present_rate():
     """The present rate is that of a window, and no division by zero at the start."""
-    assert _recent_rate(10.0, 1000, 15.0, 1600) == 120.0
-    assert _recent_rate(0.0, 0, 0.0, 0) == 0.0
+    assert recent_rate(10.0, 1000, 15.0, 1600) == 120.0
+    assert recent_rate(0.0, 0, 0.0, 0) == 0.0
 
 
 def test_help_stays_light():

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_count_is_shared(receiver, target, loop):
     """All workers together send the count, in one run, each source as often as from one process."""
-    arguments = ("--count", "100", "--rate", "max", "--sources", "7", "--workers", "3", "--stamp", "--loop", loop)
+    arguments = ("--count", "100", "--rate", "max", "--sources", "7", "--workers", "3", "--stamp", "--event-loop", loop)
     summary = json.loads(invoke(target, *arguments, "--json").stdout)
     stamps = [stamp_from_wire(datagram) for datagram in receive(receiver, 100)]
     assert {f"{stamp.run:016x}" for stamp in stamps} == {summary["run"]}
@@ -109,7 +109,7 @@ def gone(pids):
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_signal_ends_all_with_one_summary(receiver, target, number, loop):
     """Ctrl-C and SIGTERM stop all workers; the summary counts what arrived, and no worker is left."""
-    with running(target, "--json", "--loop", loop, stderr=subprocess.PIPE) as process:
+    with running(target, "--json", "--event-loop", loop, stderr=subprocess.PIPE) as process:
         receiver.recv(1 << 16)
         pids = workers_of(process)
         process.send_signal(number)

@@ -8,6 +8,7 @@ import resource
 import socket
 
 import captures
+import flooding
 import pytest
 from captures import ethernet, interface, ipv4, ipv6, packet, pcap, section, udp
 from events import until
@@ -17,6 +18,7 @@ from aiolb.frames import FRAGMENT, NOT_IP, NOT_UDP
 from aiolb.replay import OTHER_PORT, Replay
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+receiver, target = flooding.receiver, flooding.target
 
 
 def frame(source, payload, **settings):
@@ -47,21 +49,6 @@ def capture(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def receiver():
-    """A bound socket that gives up after ten seconds."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(10)
-        yield sock
-
-
-@pytest.fixture
-def target(receiver):
-    """HOST:PORT of the receiver."""
-    return f"127.0.0.1:{receiver.getsockname()[1]}"
 
 
 def received(sock, number):
