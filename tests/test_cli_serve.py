@@ -224,7 +224,7 @@ MISUSES = [
     (["--count", "many"], "Invalid value for '--count': 'many' is not a valid integer"),
     (["--rcvbuf", "12Q"], "Invalid value for '--rcvbuf': '12Q' is no size; e.g. 20M or 20971520"),
     (["--rcvbuf", ""], "Invalid value for '--rcvbuf': '' is no size; e.g. 20M or 20971520"),
-    (["--loop", "trio"], "Invalid value for '--loop': 'trio' is not one of 'uvloop', 'asyncio'"),
+    (["--event-loop", "trio"], "Invalid value for '--event-loop': 'trio' is not one of 'uvloop', 'asyncio'"),
     (["--balancer", "magic"], "Invalid value for '--balancer': 'magic' is not one of 'auto', 'ebpf', "),
     (["--report", "/"], "Invalid value for '--report': File '/' is a directory"),
     (["--colour"], "No such option '--colour'"),
@@ -377,7 +377,7 @@ def test_help_is_light(arguments):
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_json_log(member, app, client, loop):
     """Every line of the log is JSON and names the member, also what the app logs itself and what failed."""
-    process, ready = await member(f"{app}:Good", *ALONE, "--index", "1", "--count", "2", "--loop", loop)
+    process, ready = await member(f"{app}:Good", *ALONE, "--index", "1", "--count", "2", "--event-loop", loop)
     where = address_of(ready)
     assert [await asyncio.to_thread(client, where, datagram) for datagram in (b"hi", b"bad", b"log")] == [
         b"hi",

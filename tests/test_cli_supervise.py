@@ -144,7 +144,7 @@ async def test_a_signal_during_the_start(supervise, tmp_path):
 @pytest.mark.parametrize(("loop", "number"), [("uvloop", signal.SIGINT), ("asyncio", signal.SIGTERM)])
 async def test_run_and_stop(supervise, app, loop, number):
     """Every line comes through as it was written; a stop handles what was sent before, and reports the sums."""
-    process = await supervise(app, "--workers", "2", "--loop", loop)
+    process = await supervise(app, "--workers", "2", "--event-loop", loop)
     with Client(await process.supervising(workers=2)) as client:
         client.send(*map(str, range(50)))
         os.killpg(process.pid, number)  # as Ctrl-C: to the whole process group

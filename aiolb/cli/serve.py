@@ -99,7 +99,9 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     show_default=True,
     help="Datagrams that may wait behind blocked handlers before the socket is not read.",
 )
-@click.option("--loop", type=click.Choice(LOOPS), default=_DEFAULTS.loop, show_default=True, help="Event loop.")
+@click.option(
+    "--event-loop", "loop", type=click.Choice(LOOPS), default=_DEFAULTS.loop, show_default=True, help="Event loop."
+)
 @click.option(
     "--user",
     metavar="NAME[:GROUP]",
