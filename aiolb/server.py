@@ -138,6 +138,11 @@ class Server:
         """Return when ``request_stop()`` was called."""
         await self._stopping.wait()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop, or stops, or has stopped."""
+        return self._stopping.is_set()
+
     def give_up(self) -> None:
         """Let a stop, now or later, wait no longer for handlers. Idempotent; call it in the loop's thread."""
         self._forced.set()

@@ -23,6 +23,8 @@ from aiolb.errors import CompileError
 from aiolb.receive import choose
 from aiolb.receive.choose import Parts
 
+pytest_plugins = ["aiolb.testing.plugin"]
+
 IN_CI = os.environ.get("CI") == "true"
 
 DEADLINE = 10.0

@@ -16,6 +16,7 @@ from aiolb import (
     ServeConfig,
     Server,
     StartError,
+    testing,
 )
 
 
@@ -78,6 +79,21 @@ async def publish_it() -> None:
     assert_type(sent.sent, int)
     assert_type(sent.rate_reached, float)
     assert_type(sent.sent_per_source, Mapping[str, int])
+
+
+async def test_it() -> None:
+    """Tests know the class of their collectors."""
+    async with testing.collector(Count, index=1) as member:
+        await member.feed(b"x")
+        assert_type(member.collector, Count)
+        assert_type(member.replies, list[tuple[bytes, Any]])
+        assert_type(member.statistics(), CollectorStatistics)
+    async with testing.collector(Echo()) as other:
+        assert_type(other.collector, Echo)
+    async with testing.group(Count, members=2, balancer="none") as group:
+        await group.send(b"x", b"y", source="127.0.0.2")
+        assert_type(group.collectors, list[Count])
+        assert_type(await group.reply("127.0.0.2"), bytes)
 
 
 def catch_it() -> str | None:
