@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiolb.builtin import BUILTIN, PREVIEW, Discard, Print, Verify, preview
+from aiolb.builtin import BUILTIN, PREVIEW, Discard, Echo, Print, Verify, preview
 from aiolb.collector import check_class
 from aiolb.stamp import Stamp
 
@@ -62,38 +62,43 @@ def test_print_with_an_encoding_of_old(monkeypatch):
     assert raw.getvalue().endswith(b"x?\n")
 
 
-def test_print_into_a_closed_pipe(monkeypatch):
+async def test_print_into_a_closed_pipe(monkeypatch, aiolb_collector):
     """When nobody reads the output any more, the collector stops, and leaves nothing to fail at exit."""
     reader, writer = os.pipe()
     os.close(reader)
-    stopped = []
-    app = Print()
-    monkeypatch.setattr(app, "stop", lambda: stopped.append(True))
-    with open(writer, "w", encoding="utf-8") as stdout:  # noqa: PTH123 - a descriptor
+    member = await aiolb_collector(Print)
+    with open(writer, "w", encoding="utf-8") as stdout:  # noqa: ASYNC230, PTH123 - a descriptor
         monkeypatch.setattr("sys.stdout", stdout)
-        asyncio.run(app.handle_batch([(b"x", ("127.0.0.1", 5))]))
-        asyncio.run(app.handle_batch([(b"x", ("127.0.0.1", 5))]))
-    assert stopped == [True]
+        await member.feed(b"x")
+        assert member.stopping
+        await member.feed(b"x")
 
 
-def test_discard():
-    """Discard does nothing with a datagram."""
-    assert asyncio.run(Discard().handle(b"x", ("127.0.0.1", 5))) is None
+async def test_echo(aiolb_collector):
+    """Echo sends each datagram back to where it came from."""
+    member = await aiolb_collector(Echo)
+    await member.feed(b"x", ("127.0.0.1", 5))
+    await member.feed(b"", ("::1", 5, 0, 0))
+    assert member.replies == [(b"x", ("127.0.0.1", 5)), (b"", ("::1", 5, 0, 0))]
 
 
-def test_verify():
-    """Verify reports what the stamps say: lost, doubled, unstamped."""
-    app = Verify()
+async def test_discard(aiolb_collector):
+    """Discard does nothing with a datagram but to count it."""
+    member = await aiolb_collector(Discard)
+    await member.feed(b"x")
+    assert (member.statistics().handled, member.replies, member.collector.report()) == (1, [], {})
 
-    async def live():
-        for sequence in (0, 1, 1, 4):
-            await app.handle(Stamp(run=1, source=2, sequence=sequence, sent_ns=0).to_wire(), ("127.0.0.9", 5))
-        await app.handle(b"no stamp", ("127.0.0.9", 5))
-        await app.shutdown()
 
-    asyncio.run(live())
-    report = app.report()
-    assert {name: report[name] for name in ("received", "lost", "duplicated", "unstamped", "sources")} == {
+async def test_verify(aiolb_collector):
+    """Verify reports what the stamps say: lost, doubled, unstamped; and which member it is."""
+    member = await aiolb_collector(Verify, index=2)
+    for sequence in (0, 1, 1, 4):
+        await member.feed(Stamp(run=1, source=2, sequence=sequence, sent_ns=0).to_wire())
+    await member.feed(b"no stamp")
+    await member.stop()
+    report = member.collector.report()
+    assert {name: report[name] for name in ("member", "received", "lost", "duplicated", "unstamped", "sources")} == {
+        "member": 2,
         "received": 3,
         "lost": 2,
         "duplicated": 1,

@@ -10,13 +10,14 @@ import time
 import pytest
 import structlog.testing
 
-from aiolb import AiolbError, Collector, ConfigurationError
+from aiolb import AiolbError, Collector, ConfigurationError, testing
 from aiolb.address import Address
 from aiolb.builtin import Echo
 from aiolb.collector import check_class
 from aiolb.config import ServeConfig
 from aiolb.receive import choose
 from aiolb.server import ApplicationError, Server
+from aiolb.testing import SOURCE
 
 DEADLINE = 10
 LOCAL, LOCAL_V6 = Address("127.0.0.1", 0), Address("::1", 0)
@@ -181,12 +182,12 @@ def test_batches(run):
     sent = [b"%d" % number for number in range(500)]
 
     async def live():
-        app = Bulk()
-        async with started(app) as server:
-            with Client(server.listeners[0].address) as client:
-                client.send(*sent)
-                await until(lambda: server.statistics().handled == 500)
-        return app.batches
+        async with testing.collector(Bulk) as member:
+            for datagram in sent:
+                member.put(datagram)
+            await member.drained()
+            assert member.statistics().handled == 500
+        return member.collector.batches
 
     batches = run(live())
     assert [datagram for batch in batches for datagram in batch] == sent
@@ -224,17 +225,16 @@ def test_errors_stop_nothing(run):
             self.errors.append((repr(error), datagram, addr))
 
     async def live():
-        app = Failing()
-        async with started(app) as server:
-            with Client(server.listeners[0].address) as client:
-                client.send(b"bad1", b"good", b"bad2", b"fine")
-                await until(lambda: server.statistics().received == 4)
-        return app, client.address, server.statistics()
+        async with testing.collector(Failing, raise_errors=False) as member:
+            for datagram in (b"bad1", b"good", b"bad2", b"fine"):
+                await member.feed(datagram)
+        return member
 
     with structlog.testing.capture_logs() as logged:
-        app, address, statistics = run(live())
+        member = run(live())
+    app, statistics = member.collector, member.statistics()
     assert app.handled == [b"good", b"fine"]
-    assert app.errors == [("ValueError(b'bad1')", b"bad1", address), ("ValueError(b'bad2')", b"bad2", address)]
+    assert app.errors == [("ValueError(b'bad1')", b"bad1", SOURCE), ("ValueError(b'bad2')", b"bad2", SOURCE)]
     assert (statistics.handled, statistics.errors) == (2, 2)
     errors = [event for event in logged if event["event"] == "handler_error"]
     assert (errors[0]["log_level"], errors[0]["error"]) == ("error", "ValueError(b'bad1')")
