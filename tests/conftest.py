@@ -153,6 +153,13 @@ def logs_as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage look no more at what is there for good: ``nothing_left`` calls it for each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _uvloop_was_used() -> None:
     """The first loop of a process makes a pipe that libuv keeps for signals: let no test be blamed for it."""
