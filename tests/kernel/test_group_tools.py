@@ -9,7 +9,13 @@ import subprocess
 def bpftool(needs, *arguments):
     """What bpftool prints, as JSON."""
     command = [needs("bpftool", "bpftool"), "-j", *map(str, arguments)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = json.loads(done.stdout)
+        if done.returncode == 0:
+            return said
+        # It gives up when one of the machine's maps goes while it looks through all of them for a name.
+        assert "can't get map by id" in said["error"], said
 
 
 def number(value):
