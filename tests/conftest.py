@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -27,12 +28,18 @@ pytest_plugins = ["aiolb.testing.plugin"]
 
 IN_CI = os.environ.get("CI") == "true"
 
-DEADLINE = 10.0
-"""Seconds after which something that must happen counts as not happening."""
+DEADLINE = 30.0
+"""Seconds after which something that must happen counts as not happening; the other processes are busy too."""
 
 # A slow machine is no defect; in CI the same examples every time.
 settings.register_profile("aiolb", deadline=None, derandomize=IN_CI, database=None)
 settings.load_profile("aiolb")
+
+
+def pytest_configure() -> None:
+    """Let SIGINT reach what tests start, also where a script runs them in the background: there it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _missing(reason: str) -> None:
