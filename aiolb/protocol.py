@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -12,6 +11,7 @@ import structlog
 from aiolb.errors import ConfigurationError
 from aiolb.lanes import Handlers, Lanes
 from aiolb.receive.step import PlainStepper
+from aiolb.sampling import Sampling
 from aiolb.stats import ProtocolStatistics
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ CONCURRENCY = 128
 """Handlers in flight at most, unless told otherwise."""
 BACKLOG = 4096
 """Datagrams that may be held before reading is paused, unless told otherwise."""
-
-# Seconds between two log lines about like events.
-_LOG_INTERVAL = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -66,22 +63,6 @@ class Application(Handlers, Protocol):
     def report(self) -> Mapping[str, Any]:
         """What the collector wants to show of itself, by name."""
         ...
-
-
-class _Sampling:
-    """Which of many alike events to log: the first, then at most one a second."""
-
-    def __init__(self) -> None:
-        self._next = -math.inf
-        self._suppressed = 0
-
-    def admit(self, now: float) -> int | None:
-        """The number suppressed since the last one that was logged; None to suppress this one."""
-        if now < self._next:
-            self._suppressed += 1
-            return None
-        suppressed, self._suppressed, self._next = self._suppressed, 0, now + _LOG_INTERVAL
-        return suppressed
 
 
 class CollectorProtocol(asyncio.DatagramProtocol):
@@ -137,8 +118,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._stopped = False
 
         self._socket_errors = 0
-        self._handler_sampling = _Sampling()
-        self._socket_sampling = _Sampling()
+        self._handler_sampling = Sampling()
+        self._socket_sampling = Sampling()
 
     # What the transport calls
 

@@ -26,6 +26,10 @@ _UDP_GRO = 104
 
 _MEMINFO = struct.Struct("=9I")
 
+KINDS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
+"""The type of a group's sockets, by its protocol."""
+_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp (include/net/tcp_states.h)
+
 
 @dataclass(frozen=True, slots=True)
 class SocketMemory:
@@ -81,13 +85,31 @@ def bind_reuseport(address: Address) -> socket.socket:
 
     The caller closes it. Raises KernelError, which names who holds the port.
     """
-    sock = _udp_socket(address)
+    sock = _socket(address, "udp")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(_sockaddr(address))
     except OSError as error:
         sock.close()
-        raise _bind_error(address, error) from error
+        raise _bind_error(address, error, "udp") from error
+    return sock
+
+
+def bind_listening(address: Address, *, backlog: int) -> socket.socket:
+    """As ``bind_reuseport``, a TCP socket that listens: before it does so no balancer can select it.
+
+    ``backlog``: connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn (listen(2)).
+    """
+    sock = _socket(address, "tcp")
+    try:
+        # Connections of a server before this one may still be in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(_sockaddr(address))
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(address, error, "tcp") from error
     return sock
 
 
@@ -99,7 +121,7 @@ def bind_buffered(address: Address, *, size: int) -> socket.socket:
 
 
 @contextmanager
-def reserved_port(address: Address) -> Iterator[Address]:
+def reserved_port(address: Address, protocol: str = "udp") -> Iterator[Address]:
     """Choose a free port if ``address`` has port 0, and keep it free for reuseport sockets inside the block.
 
     Two programs that bind port 0 with SO_REUSEPORT may be given the same port (Linux: udp_lib_lport_inuse()
@@ -108,20 +130,20 @@ def reserved_port(address: Address) -> Iterator[Address]:
     if address.port:
         yield address
         return
-    with _udp_socket(address) as probe:
+    with _socket(address, protocol) as probe:
         try:
             probe.bind(_sockaddr(address))
         except OSError as error:
-            raise _bind_error(address, error) from error
+            raise _bind_error(address, error, protocol) from error
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         yield address.with_port(probe.getsockname()[1])
 
 
-def _udp_socket(address: Address) -> socket.socket:
+def _socket(address: Address, protocol: str) -> socket.socket:
     try:
-        sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(address.family, KINDS[protocol] | socket.SOCK_NONBLOCK)
     except OSError as error:
-        raise _bind_error(address, error) from error
+        raise _bind_error(address, error, protocol) from error
     if address.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     return sock
@@ -136,7 +158,7 @@ def _sockaddr(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
     return address.host, address.port, 0, interface
 
 
-def _bind_error(address: Address, error: OSError) -> KernelError:
+def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
     if error.errno != errno.EADDRINUSE:
         hint = {
             errno.EADDRNOTAVAIL: "use an address of this machine (ip address), or 0.0.0.0 for all",
@@ -144,7 +166,7 @@ def _bind_error(address: Address, error: OSError) -> KernelError:
             errno.EAFNOSUPPORT: "this machine has no IPv6: use an IPv4 address",
         }.get(error.errno or 0)
         return KernelError(f"cannot bind {address}: {error.strerror or error}", errno=error.errno, hint=hint)
-    holders = holders_of(address)
+    holders = holders_of(address, protocol=protocol)
     who = f" ({'; '.join(map(str, holders))})" if holders else ""
     if any(holder.uid != os.geteuid() for holder in holders):
         reason = f"{address} is held by another user{who}"
@@ -155,24 +177,26 @@ def _bind_error(address: Address, error: OSError) -> KernelError:
     return KernelError(reason, errno=error.errno, hint=hint)
 
 
-def holders_of(address: Address, *, exactly: bool = False) -> list[Holder]:
+def holders_of(address: Address, *, exactly: bool = False, protocol: str = "udp") -> list[Holder]:
     """Who has the sockets of ``sockets_on``; looks through all of /proc, as far as this user may see."""
-    found = sockets_on(address, exactly=exactly)
+    found = sockets_on(address, exactly=exactly, protocol=protocol)
     opened = opened_in(found)
     return [Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in found.items()]
 
 
-def sockets_on(address: Address, *, exactly: bool = False) -> dict[str, int]:
-    """The UDP sockets of this network namespace that would take datagrams for ``address``: inode to user id.
+def sockets_on(address: Address, *, exactly: bool = False, protocol: str = "udp") -> dict[str, int]:
+    """The sockets of this network namespace that would take what is for ``address``: inode to user id.
 
     With ``exactly`` only those bound to that very address: not 0.0.0.0 for 127.0.0.1, or the other way round.
-    Source: /proc/net/udp.
+    With TCP only those that listen. Source: /proc/net/udp and /proc/net/tcp.
     """
     found = {}
     matches = _is_same if exactly else _overlaps
-    for table, size in (("udp", 4), ("udp6", 16)):
+    for table, size in ((protocol, 4), (f"{protocol}6", 16)):
         for line in _lines(f"/proc/thread-self/net/{table}"):
             fields = line.split()
+            if protocol == "tcp" and fields[3] != _LISTENING:
+                continue
             host, port = fields[1].split(":")
             if int(port, 16) == address.port and matches(_from_proc(host, size), address):
                 found[fields[9]] = int(fields[7])
@@ -242,9 +266,9 @@ def enable_gro(sock: socket.socket) -> bool:
     return True
 
 
-def address_of(sock: socket.socket) -> Address | None:
-    """Where a UDP socket is bound; None for a socket of another kind."""
-    if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+def address_of(sock: socket.socket, protocol: str = "udp") -> Address | None:
+    """Where a socket of that protocol is bound; None for a socket of another kind."""
+    if sock.type != KINDS[protocol] or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     host, port = sock.getsockname()[:2]
     return Address(str(canonical(ip_address(host))), port)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,53 @@ class SocketStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """What became of the connections of one socket.
+
+    Every connection is counted once: ``accepted == open + closed + errors + abandoned``.
+    """
+
+    accepted: int
+    """Connections taken from the kernel's queue, or lost in it when the socket was closed."""
+    open: int
+    """Connections whose handler runs, or whose last bytes are on their way."""
+    closed: int
+    """Connections whose handler returned."""
+    errors: int
+    """Connections whose handler raised."""
+    abandoned: int
+    """Connections given up at the end of the graceful timeout."""
+    received_bytes: int
+    """Bytes that came in on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSocketStatistics:
+    """What one listening socket of a member accepted, as the member counts it."""
+
+    bind: str
+    """The address that it is bound to."""
+    balancer: str
+    """``ebpf``, ``classic`` or ``none``."""
+    accepted: int
+    """Connections taken from the kernel's queue, or lost in it when the socket was closed."""
+    open: int
+    """Connections whose handler runs, or whose last bytes are on their way."""
+    closed: int
+    """Connections whose handler returned."""
+    errors: int
+    """Connections whose handler raised."""
+    abandoned: int
+    """Connections given up at the end of the graceful timeout, those that were not accepted yet too."""
+    received_bytes: int
+    """Bytes that came in on them."""
+    waiting: int
+    """Connections in the kernel's queue."""
+    kernel_drops: int
+    """Attempts to connect that the kernel dropped because its queue was full, or after the member stopped."""
+
+
+@dataclass(frozen=True, slots=True)
 class CollectorStatistics:
     """What one member did so far: the sums over its sockets, and each socket."""
 
@@ -80,17 +128,21 @@ class CollectorStatistics:
     count: int | None
     """Members of the group; None before the start."""
     pid: int
-    sockets: tuple[SocketStatistics, ...]
+    sockets: tuple[SocketStatistics, ...] | tuple[StreamSocketStatistics, ...]
+
+    protocol: ClassVar[str] = "udp"
+    told: ClassVar[tuple[str, ...]] = ("received", "handled", "errors", "abandoned", "kernel_drops")
+    """The counters that the log line at the end holds."""
 
     def __getattr__(self, name: str) -> int:
         """The sum of a counter of SocketStatistics over all sockets, under the same name."""
-        if name not in _SUMMED:
+        if name not in _SUMMED[self.protocol]:
             raise AttributeError(name)
         return sum(getattr(sock, name) for sock in self.sockets)
 
     def as_dict(self) -> dict[str, Any]:
         """The same, sums included, as JSON can say it."""
-        sums = {name: getattr(self, name) for name in _SUMMED}
+        sums = {name: getattr(self, name) for name in _SUMMED[self.protocol]}
         return {
             "index": self.index,
             "count": self.count,
@@ -100,4 +152,20 @@ class CollectorStatistics:
         }
 
 
-_SUMMED = tuple(field.name for field in fields(SocketStatistics) if field.type == "int")
+@dataclass(frozen=True, slots=True)
+class StreamStatistics(CollectorStatistics):
+    """The same of a member that handles connections; the sums are those of StreamSocketStatistics."""
+
+    protocol: ClassVar[str] = "tcp"
+    told: ClassVar[tuple[str, ...]] = ("accepted", "closed", "errors", "abandoned", "kernel_drops")
+
+
+STATISTICS: Mapping[str, type[CollectorStatistics]] = {"udp": CollectorStatistics, "tcp": StreamStatistics}
+"""What a member tells, by its protocol."""
+
+
+def _counters(kind: type[SocketStatistics] | type[StreamSocketStatistics]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.type == "int")
+
+
+_SUMMED = {"udp": _counters(SocketStatistics), "tcp": _counters(StreamSocketStatistics)}

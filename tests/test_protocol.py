@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiolb import lanes as module
-from aiolb import protocol as protocol_module
 from aiolb.errors import ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT, CollectorProtocol
 
@@ -386,13 +385,6 @@ def test_an_exception_is_counted_logged_and_handed_on(run, logged):
     assert len(events) == 1
     assert events[0]["addr"] == ("a", 1000)
     assert isinstance(events[0]["exc_info"], ValueError)
-
-
-def test_like_errors_are_logged_once_a_second():
-    """The first is logged, then one a second with the number that was left out."""
-    sampling = protocol_module._Sampling()
-    times = [0.0, 0.1, 0.9, 1.0, 1.5, 5.0, 5.5, 6.0]
-    assert [sampling.admit(now) for now in times] == [0, None, None, 2, None, 1, None, 1]
 
 
 def test_on_error_may_fail_itself(run, logged):
