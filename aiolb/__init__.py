@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from aiolb.send.statistics import PublisherStatistics as PublisherStatistics
     from aiolb.server import Server as Server
     from aiolb.stats import CollectorStatistics as CollectorStatistics
+    from aiolb.stats import StreamStatistics as StreamStatistics
+    from aiolb.stream import StreamCollector as StreamCollector
 
 # Imported when first asked for: asyncio, structlog and uvloop take 0.2 s, and `aiolb --help` needs none of them.
 _HOMES = {
@@ -27,6 +29,8 @@ _HOMES = {
     "ServeConfig": "aiolb.config",
     "Server": "aiolb.server",
     "StartError": "aiolb.errors",
+    "StreamCollector": "aiolb.stream",
+    "StreamStatistics": "aiolb.stats",
 }
 __all__ = list(_HOMES)
 

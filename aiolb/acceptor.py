@@ -6,11 +6,11 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-import structlog
-
 from aiolb.sampling import Sampling
 
 if TYPE_CHECKING:
+    import structlog
+
     from aiolb.connections import Connections
 
 BATCH = 64

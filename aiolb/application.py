@@ -5,25 +5,30 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from aiolb.builtin import BUILTIN
-from aiolb.collector import Collector, check_class
+from aiolb.base_collector import BaseCollector, check_class, check_protocol
 from aiolb.errors import ConfigurationError
 from aiolb.server import ApplicationError
 
-_FORMS = "FILE.py:Class, package.module:Class, or one of " + ", ".join(BUILTIN)
+_FORMS = "FILE.py:Class, package.module:Class, or one of print, echo, discard, verify"
 
 
-def load(text: str) -> type[Collector]:
+def load(text: str, protocol: str = "udp") -> type[BaseCollector]:
     """Import the collector class that ``text`` names; modules are also looked for in the working directory.
 
-    Raises ConfigurationError when there is no such file, module or class, or when it is no usable collector;
-    ApplicationError, with the cause, when the module's own code raised.
+    Raises ConfigurationError when there is no such file, module or class, or when it is no usable collector for the
+    protocol; ApplicationError, with the cause, when the module's own code raised.
     """
-    if text in BUILTIN:
-        return BUILTIN[text]
+    builtin = _builtin(protocol)
+    if text in builtin:
+        return builtin[text]
+    if protocol != "udp" and text in _builtin("udp"):
+        raise ConfigurationError(
+            f"{text!r} handles datagrams (udp) only", hint=f"with --protocol {protocol}: {', '.join(builtin)}"
+        )
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise ConfigurationError(f"{text!r} names no collector", hint=f"write it as {_FORMS}")
@@ -34,14 +39,26 @@ def load(text: str) -> type[Collector]:
         if found is None:
             raise ConfigurationError(f"{place} has no {name!r}{_suggestion(module)}")
     check_class(found)
+    check_protocol(found, protocol)  # type: ignore[arg-type] # a class, as was checked
     return found  # type: ignore[return-value]
+
+
+def _builtin(protocol: str) -> Mapping[str, type[BaseCollector]]:
+    """The ready-made collectors for a protocol; those for another one are not imported."""
+    if protocol == "tcp":
+        from aiolb.builtin_streams import BUILTIN_STREAMS
+
+        return BUILTIN_STREAMS
+    from aiolb.builtin import BUILTIN
+
+    return BUILTIN
 
 
 def _suggestion(module: ModuleType) -> str:
     classes = [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Collector) and value.__module__ == module.__name__
+        if isinstance(value, type) and issubclass(value, BaseCollector) and value.__module__ == module.__name__
     ]
     return f"; it has {', '.join(classes)}" if classes else " and no collector at all"
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from aiolb.address import parse_address
 from aiolb.config import ServeConfig
 
-_SETTINGS = ("rcvbuf", "graceful_timeout", "concurrency", "backlog", "loop")
+_SETTINGS = ("protocol", "rcvbuf", "graceful_timeout", "concurrency", "backlog", "loop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

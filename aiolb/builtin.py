@@ -25,6 +25,12 @@ def preview(datagram: bytes) -> str:
     return shown + ("…" if len(datagram) > PREVIEW else "")
 
 
+def host_and_port(addr: Any) -> str:
+    """An address of the socket module as people write it."""
+    host = f"[{addr[0]}]" if ":" in addr[0] else addr[0]
+    return f"{host}:{addr[1]}"
+
+
 class Print(Collector):
     """Writes a line to standard output for each datagram: source, size, preview."""
 
@@ -45,9 +51,7 @@ class Print(Collector):
     @staticmethod
     def _line(item: Datagram) -> str:
         datagram, addr = item
-        host = f"[{addr[0]}]" if ":" in addr[0] else addr[0]
-        source = f"{host}:{addr[1]}"
-        return f"{source:<21}  {len(datagram):>5} bytes  {preview(datagram)}\n"
+        return f"{host_and_port(addr):<21}  {len(datagram):>5} bytes  {preview(datagram)}\n"
 
 
 class Echo(Collector):

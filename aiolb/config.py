@@ -12,9 +12,13 @@ from aiolb.errors import ConfigurationError
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
 BALANCERS = ("auto", "ebpf", "classic", "none")
 LOOPS = ("uvloop", "asyncio")
+PROTOCOLS = ("udp", "tcp")
+UNITS = {"udp": "datagrams", "tcp": "connections"}
+"""What is handled, by protocol."""
 MAX_RCVBUF = (1 << 30) - 1  # the kernel doubles the number and keeps it in an int
 
 MIB = 1 << 20
+DEFAULT_RCVBUF = 20 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,7 @@ class ServeConfig:
     """How one member serves. Raises ConfigurationError for a setting that cannot work.
 
     Attributes:
+        protocol: ``udp`` for datagrams, ``tcp`` for connections.
         bind: addresses to receive on, each a group of its own.
         index: this member's place, 0 … count-1.
         count: members of the group; None is the group's present count, and 1 for a new group.
@@ -31,10 +36,11 @@ class ServeConfig:
         strict: drop datagrams when no member is alive, instead of leaving them to the kernel's hash.
         compile: compile the balancer with bcc at start instead of loading the shipped bytecode.
         debug: compile it so that every decision is written to the kernel's trace file.
-        rcvbuf: bytes of receive buffer.
+        rcvbuf: bytes of receive buffer; of datagrams only, for the kernel tunes those of connections by itself.
         graceful_timeout: seconds that handlers have to finish when the collector stops.
-        concurrency: handlers in flight per socket.
-        backlog: datagrams per socket that may wait for a blocked handler before the socket is not read.
+        concurrency: handlers in flight per socket: with TCP that is open connections.
+        backlog: datagrams per socket that may wait for a blocked handler before the socket is not read; with TCP
+            connections that may wait in the kernel's queue to be accepted (listen(2), at most net.core.somaxconn).
         loop: ``uvloop`` or ``asyncio``.
         user: ``NAME`` or ``NAME:GROUP`` to run as once it has joined; a supervisor stays, its workers run so.
         report: file that gets statistics() as JSON when the collector stops.
@@ -42,6 +48,7 @@ class ServeConfig:
 
     """
 
+    protocol: str = "udp"
     bind: tuple[Address, ...] = DEFAULT_BIND
     index: int = 0
     count: int | None = None
@@ -51,7 +58,7 @@ class ServeConfig:
     strict: bool | None = None
     compile: bool = False
     debug: bool = False
-    rcvbuf: int = 20 * MIB
+    rcvbuf: int = DEFAULT_RCVBUF
     graceful_timeout: float = 30.0
     concurrency: int = 128
     backlog: int = 4096
@@ -67,8 +74,14 @@ class ServeConfig:
             raise ConfigurationError(f"a seed is a number from 0 to 2^128 - 1, not {self.seed}")
         _check_range("graceful timeout", self.graceful_timeout, 0, 86_400, "seconds")
         _check_range("receive buffer", self.rcvbuf, 1, MAX_RCVBUF, "bytes")
+        _check_choice("protocol", self.protocol, PROTOCOLS)
         _check_range("concurrency", self.concurrency, 1, 1 << 20, "handlers")
-        _check_range("backlog", self.backlog, 1, 1 << 24, "datagrams")
+        _check_range("backlog", self.backlog, 1, 1 << 24, UNITS[self.protocol])
+        if self.protocol == "tcp" and self.rcvbuf != DEFAULT_RCVBUF:
+            raise ConfigurationError(
+                "the receive buffer is for datagrams; the kernel tunes those of connections by itself",
+                hint="leave --rcvbuf out; sysctl net.ipv4.tcp_rmem has the limits",
+            )
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
         if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):

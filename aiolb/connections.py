@@ -96,7 +96,7 @@ class Connections:
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, addr: Any) -> bool:
         try:
             await self._handlers.handle_stream(reader, writer)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - users' code: counted, logged, passed on
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # it was stopped
@@ -172,8 +172,8 @@ class _CountingReader(asyncio.StreamReader):
         super().__init__(loop=loop)
         self._connections = connections
 
-    def feed_data(self, data: bytes) -> None:
-        """Take what the transport received."""
+    def feed_data(self, data: Any) -> None:
+        """Take the bytes that the transport received."""
         self._connections.received_bytes += len(data)
         super().feed_data(data)
 

@@ -1,24 +1,24 @@
-"""One bound socket in its group: joined, received from, drained, left, closed."""
+"""One bound socket in its group, whatever it receives: opened, watched, left, drained or handed over, closed."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from functools import partial
-from typing import Self
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from aiolb import logs, remarks, sockets
-from aiolb.address import Address
+from aiolb import binding, logs, remarks, sockets
 from aiolb.bpf import steering
 from aiolb.bpf.steering import Joined, JoinOptions
-from aiolb.config import ServeConfig
-from aiolb.protocol import Application, CollectorProtocol
-from aiolb.receive import choose
-from aiolb.stats import SocketStatistics
-from aiolb.tally import Tally
-from aiolb.transport import create_transport
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from aiolb.address import Address
+    from aiolb.config import ServeConfig
+    from aiolb.stats import SocketStatistics, StreamSocketStatistics
+    from aiolb.tally import Tally
 
 CANCEL_TIMEOUT = 5.0
 """Seconds that a cancelled handler has to clean up."""
@@ -26,11 +26,20 @@ DROPS_LOG_INTERVAL = 5.0
 """Seconds between two log lines about the kernel's drops on one socket."""
 
 
-class Listener:
+class Listener(ABC):
     """A member's socket on one address, from ``open`` to ``close``; owns the socket and the place in the group."""
 
+    drops_hint: str
+    """What to do against the kernel's drops."""
+
     def __init__(
-        self, address: Address, joined: Joined, application: Application, config: ServeConfig, *, forget: bool
+        self,
+        address: Address,
+        joined: Joined,
+        application: Any,  # noqa: ARG002 - each kind has another one
+        config: ServeConfig,
+        *,
+        forget: bool,
     ) -> None:
         self.address = address
         self.balancer = joined.balancer
@@ -39,40 +48,22 @@ class Listener:
         self._index = config.index
         self._count = joined.place.count
         self._left = False
-        self._handed_over = False
         self._forget = forget
         self._log = structlog.get_logger().bind(bind=str(address))
         self._memory = sockets.memory(self._sock)
         # An inherited socket may have drops that another worker has told of.
         self._drops_reported = (self._memory.drops, float("-inf"))
-        parts = choose.best()
-        if parts.trains:
-            sockets.enable_gro(self._sock)
-        protocol_factory = partial(
-            CollectorProtocol,
-            application,
-            concurrency=config.concurrency,
-            backlog=config.backlog,
-            batches=application.takes_batches,
-            stepper=parts.stepper,
-            loop=asyncio.get_running_loop(),
-        )
-        receiver_factory = partial(parts.receiver, timestamps=application.timestamps)
-        self.transport, self.protocol = create_transport(
-            asyncio.get_running_loop(), self._sock, protocol_factory, receiver_factory, parts.replies
-        )
 
     @classmethod
-    def open(cls, address: Address, application: Application, config: ServeConfig) -> Self:
+    def open(cls, address: Address, application: Any, config: ServeConfig) -> Self:
         """Bind, join and begin to receive with the next turn of the running loop.
 
         Raises what :func:`aiolb.bpf.steering.join` raises; nothing is left behind then.
         """
-        bind = partial(sockets.bind_buffered, size=config.rcvbuf)
-        with sockets.reserved_port(address) as numbered:
-            joined = steering.join(numbered, bind, JoinOptions.of(config))
+        with sockets.reserved_port(address, config.protocol) as numbered:
+            joined = steering.join(numbered, binding.binder(config), JoinOptions.of(config))
         try:
-            remarks.on_joined(numbered, joined, joined.sock, config.rcvbuf)
+            remarks.on_joined(numbered, joined, joined.sock, binding.queue(config))
             # Nobody comes back to a port that the kernel chose.
             return cls(numbered, joined, application, config, forget=address.port == 0)
         except BaseException:
@@ -81,16 +72,10 @@ class Listener:
             raise
 
     @classmethod
-    def inherited(cls, address: Address, joined: Joined, application: Application, config: ServeConfig) -> Self:
+    def inherited(cls, address: Address, joined: Joined, application: Any, config: ServeConfig) -> Self:
         """Receive, from the next turn of the running loop on, from a socket whose place somebody else takes care of."""
-        sockets.accept_datagrams(joined.sock)  # a worker before this one may have drained it
+        binding.reopen(joined.sock)
         return cls(address, joined, application, config, forget=False)
-
-    def tell(self, tally: Tally, cell: int) -> None:
-        """Keep count in ``tally`` of what was taken and is not handled yet."""
-        protocol = self.protocol
-        protocol.datagrams_received = tally.counting(cell, protocol.datagrams_received, protocol.held)
-        self.transport.set_protocol(protocol)
 
     @property
     def count(self) -> int:
@@ -118,12 +103,7 @@ class Listener:
         drops = self.memory().drops
         if drops > reported and (last or now - at >= DROPS_LOG_INTERVAL):
             self._drops_reported = (drops, now)
-            self._log.warning(
-                "kernel_drops",
-                packets=drops - reported,
-                total=drops,
-                hint="raise --rcvbuf and net.core.rmem_max, or add members",
-            )
+            self._log.warning("kernel_drops", packets=drops - reported, total=drops, hint=self.drops_hint)
 
     def memory(self) -> sockets.SocketMemory:
         """The socket's queue and drops in the kernel; the last known ones once it is closed."""
@@ -137,72 +117,50 @@ class Listener:
             self._left = True
             self._place.leave()
 
-    async def drain(self) -> None:
-        """Hand on everything that was sent to this member before it left, and wait until it is handled.
-
-        Where the kernel goes on selecting the socket (a last member, no eBPF balancer), what arrives from now
-        on is dropped and counted by it, so that the drain ends under load too.
-        """
+    @staticmethod
+    async def _packets_in_flight() -> None:
+        """Return when every packet that was steered here before this call has arrived."""
         await asyncio.get_running_loop().run_in_executor(None, steering.wait_for_packets_in_flight)
-        sockets.refuse_datagrams(self._sock)
-        while True:
-            await self.protocol.has_room()
-            if not self.transport.receive_now():
-                break
-        await self.protocol.drained()
 
-    async def hand_over(self) -> None:
-        """Read no more, and wait until what was read is handled; the kernel's queue is for the socket's next reader."""
-        self._handed_over = True
-        self.protocol.stop_reading()
-        await self.protocol.drained()
-
-    async def close(self) -> int:
-        """Cancel what is still being handled, send what was replied, close; the datagrams that were abandoned.
-
-        What still waits in the kernel's queue counts among them, unless it was handed over. Idempotent.
-        """
-        if self._sock.fileno() < 0:
-            return 0
-        abandoned = self.protocol.stop()
-        if not self._handed_over:
-            sockets.refuse_datagrams(self._sock)
-            while given_up := self.transport.receive_now():
-                abandoned += given_up
-        await self._end_handlers()
-        self._report_drops(time.monotonic(), last=True)
-        self.transport.close()
-        await self.protocol.closed()
-        self._place.close(forget=self._forget)
-        return abandoned
-
-    async def _end_handlers(self) -> None:
+    async def _ended(self, ending: Awaitable[None]) -> None:
         """Wait for the cancelled handlers, but not for ever for one that will not be cancelled."""
-        ending = asyncio.ensure_future(self.protocol.aclose())
-        await asyncio.wait({ending}, timeout=CANCEL_TIMEOUT)
-        if not ending.cancel():
-            ending.result()
+        task = asyncio.ensure_future(ending)
+        await asyncio.wait({task}, timeout=CANCEL_TIMEOUT)
+        if not task.cancel():
+            task.result()
         else:
             self._log.error("handlers_stuck", seconds=CANCEL_TIMEOUT, hint="a handler keeps on after CancelledError")
 
-    def statistics(self) -> SocketStatistics:
-        """What this socket received and sent so far."""
-        lanes, receiver, memory = self.protocol.statistics(), self.transport.receiver, self.memory()
-        return SocketStatistics(
-            bind=str(self.address),
-            balancer=self.balancer,
-            received=lanes.received,
-            received_bytes=receiver.bytes,
-            messages=receiver.messages,
-            truncated=receiver.truncated,
-            handled=lanes.handled,
-            errors=lanes.errors,
-            in_flight=lanes.in_flight,
-            waiting=lanes.waiting + lanes.pending,
-            abandoned=lanes.abandoned,
-            sent=self.transport.datagrams_sent,
-            sent_bytes=self.transport.bytes_sent,
-            send_errors=self.transport.send_errors,
-            queued_bytes=memory.queued,
-            kernel_drops=memory.drops,
-        )
+    @abstractmethod
+    def tell(self, tally: Tally, cell: int) -> None:
+        """Keep count in ``tally`` of what was taken and is not handled yet."""
+
+    @abstractmethod
+    def held(self) -> int:
+        """What was taken and is not handled yet."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Take everything that was sent to this member before it left, and wait until it is handled."""
+
+    @abstractmethod
+    def release(self) -> bool:
+        """Take no more: what is queued is for the socket's next owner; whether that one may begin at once. Idempotent.
+
+        If not, it may when ``hand_over`` has returned.
+        """
+
+    @abstractmethod
+    async def hand_over(self) -> None:
+        """Release the socket, and wait until what was taken is handled."""
+
+    @abstractmethod
+    async def close(self) -> int:
+        """Cancel what is still being handled, and close; how much was abandoned. Idempotent.
+
+        What still waits in the kernel's queue counts among it, unless it was handed over.
+        """
+
+    @abstractmethod
+    def statistics(self) -> SocketStatistics | StreamSocketStatistics:
+        """What came to this socket so far."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from socket import SOCK_STREAM
 from typing import TYPE_CHECKING, Any
 
-from aiolb import sockets
+from aiolb import listening, sockets
 from aiolb.receive.plain import PlainReceiver
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MAX_COLLECTOR_REPORTS = 100
 """Reports of collectors that are kept of one member, the last ones."""
 
 # Not a worker's own, or true at one moment only.
-_NO_SUMS = {"index", "count", "pid", "kernel_drops", "queued_bytes", "in_flight", "waiting"}
+_NO_SUMS = {"index", "count", "pid", "kernel_drops", "queued_bytes", "in_flight", "waiting", "open"}
 
 
 class MemberReport:
@@ -79,7 +80,9 @@ class MemberReport:
 
 
 def _queued(sock: socket.socket) -> int:
-    """Datagrams that nobody will read any more; they are taken out of the queue."""
+    """Datagrams, or connections, that nobody will take any more; they are taken out of the queue."""
+    if sock.type == SOCK_STREAM:
+        return listening.stop_listening(sock)
     sockets.refuse_datagrams(sock)
     receiver = PlainReceiver(sock)
     while receiver.receive():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
-from aiolb import remarks, sockets
+from aiolb import binding, remarks, sockets
 from aiolb.bpf import members
 from aiolb.bpf.steering import JoinOptions
 
@@ -76,17 +75,16 @@ class AllPlaces:
 
         Raises what :func:`aiolb.bpf.members.join_all` raises; nothing is left behind then.
         """
-        bind = partial(sockets.bind_buffered, size=config.rcvbuf)
         with ExitStack() as on_error:
             groups = []
             for address in config.bind:
                 kept = {index: sock for (of, index), sock in (given or {}).items() if of == address}
                 for sock in kept.values():
-                    sockets.set_receive_buffer(sock, config.rcvbuf)
-                with sockets.reserved_port(address) as numbered:
-                    group = members.join_all(numbered, bind, JoinOptions.of(config), given=kept)
+                    binding.renew(sock, config)
+                with sockets.reserved_port(address, config.protocol) as numbered:
+                    group = members.join_all(numbered, binding.binder(config), JoinOptions.of(config), given=kept)
                 on_error.callback(group.close)
-                remarks.on_joined(numbered, group, group[0].sock, config.rcvbuf, unpinned=group.unpinned)
+                remarks.on_joined(numbered, group, group[0].sock, binding.queue(config), unpinned=group.unpinned)
                 groups.append(group)
             on_error.pop_all()
         # Nobody comes back to a port that the kernel chose.

@@ -10,12 +10,13 @@ import structlog
 
 from aiolb.errors import ConfigurationError
 from aiolb.lanes import Handlers, Lanes
+from aiolb.lifecycle import Lifecycle
 from aiolb.receive.step import PlainStepper
 from aiolb.sampling import Sampling
 from aiolb.stats import ProtocolStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from aiolb.receive.contract import Datagram
     from aiolb.receive.step import StepperFactory
@@ -31,8 +32,8 @@ BACKLOG = 4096
 _log = structlog.get_logger(__name__)
 
 
-class Application(Handlers, Protocol):
-    """What the protocol and the server ask of a collector."""
+class Application(Lifecycle, Handlers, Protocol):
+    """What the protocol and the server ask of a collector of datagrams."""
 
     @property
     def timestamps(self) -> bool:
@@ -44,24 +45,8 @@ class Application(Handlers, Protocol):
         """Whether ``handle_batch`` is to be called instead of ``handle``."""
         ...
 
-    def attach(self, server: Any) -> None:
-        """Called once before ``startup`` with the server that will run the collector."""
-        ...
-
-    async def startup(self) -> None:
-        """Called once before the first datagram."""
-        ...
-
-    async def shutdown(self) -> None:
-        """Called once after the last handler ended."""
-        ...
-
     def on_error(self, exc: BaseException, datagram: bytes, addr: Any) -> None:
         """Told of each datagram whose handler raised."""
-        ...
-
-    def report(self) -> Mapping[str, Any]:
-        """What the collector wants to show of itself, by name."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from aiolb import sockets
+from aiolb import listening, sockets
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -34,19 +34,22 @@ class Joined(Protocol):
 
 
 def on_joined(
-    address: Address, joined: Joined, sock: socket.socket, rcvbuf: int, *, unpinned: AiolbError | None = None
+    address: Address, joined: Joined, sock: socket.socket, queue: int, *, unpinned: AiolbError | None = None
 ) -> None:
     """Log what is remarkable.
 
-    ``sock`` is one of those that joined, ``rcvbuf`` the receive buffer that was asked for, in bytes, ``unpinned`` why
-    the group is not pinned although that was wanted.
+    ``sock`` is one of those that joined, ``queue`` what was asked for its queue: the receive buffer in bytes, or of a
+    listening socket the backlog in connections; ``unpinned`` why the group is not pinned although that was wanted.
     """
     log = structlog.get_logger().bind(bind=str(address))
     _on_fallback(log, joined)
     if unpinned is not None:
         log.warning("unpinned", reason=str(unpinned), hint=unpinned.hint, missing=_UNPINNED)
     _on_others(log, joined)
-    _on_buffer(log, sock, rcvbuf)
+    if sock.type == socket.SOCK_STREAM:
+        _on_backlog(log, queue)
+    else:
+        _on_buffer(log, sock, queue)
 
 
 def _on_fallback(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> None:
@@ -66,6 +69,14 @@ def _on_others(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> No
             "other_sockets",
             holders="; ".join(map(str, joined.others)),
             hint="they are outside of the group and get nothing; fine for members that drain",
+        )
+
+
+def _on_backlog(log: structlog.typing.FilteringBoundLogger, backlog: int) -> None:
+    given = listening.backlog_limit()
+    if given is not None and given < backlog:
+        log.warning(
+            "backlog_capped", wanted=backlog, given=given, hint=f"as root: sysctl -w net.core.somaxconn={backlog}"
         )
 
 

@@ -11,9 +11,6 @@ import structlog
 
 from aiolb.errors import ConfigurationError
 
-TOLD = ("received", "handled", "errors", "abandoned", "kernel_drops")
-"""The counters that the log line at the end holds."""
-
 _log = structlog.get_logger(__name__)
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import logs, privileges, signals
+from aiolb import listeners, logs, privileges, signals
 from aiolb.address import as_text
-from aiolb.config import ServeConfig
+from aiolb.config import UNITS, ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
-from aiolb.protocol import Application
-from aiolb.reports import TOLD, check_writable, write_report
-from aiolb.stats import CollectorStatistics
+from aiolb.reports import check_writable, write_report
+from aiolb.stats import STATISTICS, CollectorStatistics
 from aiolb.systemd import ServiceManager
 from aiolb.waiting import run_until
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aiolb.address import Address
+    from aiolb.lifecycle import Lifecycle
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
@@ -38,12 +38,15 @@ class ApplicationError(StartError):
 
 
 class Server:
-    """Runs one collector (an Application) on the sockets of one member; used once.
+    """Runs one collector on the sockets of one member; used once.
+
+    What it handles is ``config.protocol``'s: :class:`aiolb.protocol.Application` says what is asked of a collector of
+    datagrams, :class:`aiolb.connections.StreamHandlers` of connections.
 
     ``await serve()`` does everything; ``start()`` and ``stop()`` are for those who decide themselves when to stop.
     """
 
-    def __init__(self, application: Application, config: ServeConfig) -> None:
+    def __init__(self, application: Lifecycle, config: ServeConfig) -> None:
         self.config = config
         self.listeners: list[Listener] = []
         self._application = application
@@ -54,6 +57,8 @@ class Server:
         self._stopped = False
         # What its log lines say of it.
         self.member = {"index": config.index, "count": config.count, "bind": as_text(config.bind)}
+        if config.protocol != "udp":
+            self.member["protocol"] = config.protocol
 
     async def serve(self) -> None:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
@@ -85,7 +90,8 @@ class Server:
         ConfigurationError. A server that did not start holds no socket and no place.
         """
         await self.prepare()
-        await self.receive(lambda address: Listener.open(address, self._application, self.config))
+        kind = listeners.kind_for(self.config.protocol)
+        await self.receive(lambda address: kind.open(address, self._application, self.config))
 
     async def prepare(self) -> None:
         """Do what comes before the first datagram: the first half of ``start()``, with its errors."""
@@ -160,6 +166,11 @@ class Server:
             await self.end()
             self._tell()
 
+    def release(self) -> bool:
+        """Take no more on any socket, before ``finish(hand_over=True)``; whether another process may begin at once."""
+        released = [listener.release() for listener in self.listeners]
+        return all(released)
+
     async def finish(self, *, hand_over: bool = False) -> None:
         """The first half of ``stop()``: leave, drain, let handlers finish, close.
 
@@ -182,7 +193,7 @@ class Server:
     async def _close(self) -> None:
         closed = await asyncio.gather(*(listener.close() for listener in self.listeners), return_exceptions=True)
         if abandoned := sum(result for result in closed if isinstance(result, int)):
-            _log.warning("abandoned", datagrams=abandoned)
+            _log.warning("abandoned", **{UNITS[self.config.protocol]: abandoned})
         for error in closed:
             if isinstance(error, Exception):  # the others are closed all the same
                 _log.error("close_failed", exc_info=error)
@@ -196,11 +207,11 @@ class Server:
 
     def statistics(self) -> CollectorStatistics:
         """What this member received, handled and sent so far; exact once it has stopped."""
-        return CollectorStatistics(
+        return STATISTICS[self.config.protocol](
             index=self.config.index,
             count=self.listeners[0].count if self.listeners else self.config.count,
             pid=os.getpid(),
-            sockets=tuple(listener.statistics() for listener in self.listeners),
+            sockets=tuple(listener.statistics() for listener in self.listeners),  # type: ignore[arg-type] # one kind
         )
 
     def report(self) -> dict[str, Any]:
@@ -213,8 +224,8 @@ class Server:
         return {**self.statistics().as_dict(), "collector": collector}
 
     def _tell(self) -> None:
-        statistics = self.statistics().as_dict()
-        _log.info("stopped", **{name: statistics[name] for name in TOLD})
+        statistics = self.statistics()
+        _log.info("stopped", **{name: getattr(statistics, name) for name in (*statistics.told, "kernel_drops")})
         if self.config.report is not None:
             write_report(self.config.report, self.report())
 

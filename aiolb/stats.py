@@ -131,8 +131,8 @@ class CollectorStatistics:
     sockets: tuple[SocketStatistics, ...] | tuple[StreamSocketStatistics, ...]
 
     protocol: ClassVar[str] = "udp"
-    told: ClassVar[tuple[str, ...]] = ("received", "handled", "errors", "abandoned", "kernel_drops")
-    """The counters that the log line at the end holds."""
+    told: ClassVar[tuple[str, ...]] = ("received", "handled", "errors", "abandoned")
+    """The counters that say what became of everything."""
 
     def __getattr__(self, name: str) -> int:
         """The sum of a counter of SocketStatistics over all sockets, under the same name."""
@@ -157,14 +157,14 @@ class StreamStatistics(CollectorStatistics):
     """The same of a member that handles connections; the sums are those of StreamSocketStatistics."""
 
     protocol: ClassVar[str] = "tcp"
-    told: ClassVar[tuple[str, ...]] = ("accepted", "closed", "errors", "abandoned", "kernel_drops")
+    told: ClassVar[tuple[str, ...]] = ("accepted", "closed", "errors", "abandoned")
 
 
 STATISTICS: Mapping[str, type[CollectorStatistics]] = {"udp": CollectorStatistics, "tcp": StreamStatistics}
 """What a member tells, by its protocol."""
 
 
-def _counters(kind: type[SocketStatistics] | type[StreamSocketStatistics]) -> tuple[str, ...]:
+def _counters(kind: type[SocketStatistics | StreamSocketStatistics]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind) if field.type == "int")
 
 

@@ -212,7 +212,8 @@ class SupervisedMember:
         """Let a new worker take the old one's place without losing a datagram; false when the new one failed.
 
         The old one stops reading and finishes its handlers once the new one is prepared; meanwhile the datagrams
-        wait in the sockets' queues. When the new one fails the old one goes on.
+        wait in the sockets' queues. Connections wait only until the old one accepts no more; those that are open
+        end there. When the new one fails the old one goes on.
         """
         async with self._lock:
             old = self._worker
@@ -222,7 +223,7 @@ class SupervisedMember:
             if new is None:
                 return False
             old.order("hand_over")
-            if not await old.reaches("finished", seconds=self._policy.graceful_timeout + MARGIN):
+            if not await old.reaches("released", seconds=self._policy.graceful_timeout + MARGIN):
                 await self._abort(old)
             self._worker = new
             self._replaced.set()
@@ -258,8 +259,7 @@ class SupervisedMember:
             return None
         if worker.asks_to_end and time.monotonic() - worker.started > ASKED_PAUSE:
             return "asked"
-        received = worker.counters.get("received", 0)
-        if worker.limit is not None and worker.limit.due(time.monotonic(), worker.started, received):
+        if worker.limit is not None and worker.limit.due(time.monotonic(), worker.started, worker.taken):
             return "recycle"
         return None
 

@@ -20,7 +20,8 @@ from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
 from aiolb.places import AllPlaces, Places
-from aiolb.reports import TOLD, check_writable, write_report
+from aiolb.reports import check_writable, write_report
+from aiolb.stats import STATISTICS
 from aiolb.store import SocketStore
 from aiolb.supervised import SupervisedMember, WorkerPolicy
 from aiolb.systemd import Inherited, ServiceManager
@@ -77,7 +78,7 @@ class Supervisor:
         self._config = config
         self._policy = policy
         self._manager = manager or ServiceManager()
-        self._store = SocketStore(self._manager, inherited or Inherited({}, ()))
+        self._store = SocketStore(self._manager, inherited or Inherited({}, ()), config.protocol)
         self._members: list[SupervisedMember] = []
         self._keepers: dict[SupervisedMember, asyncio.Task[None]] = {}
         self._present: set[SupervisedMember] = set()
@@ -352,7 +353,8 @@ class Supervisor:
 
     def _tell(self) -> None:
         report = self.report()
-        _log.info("stopped", **{name: report.get(name, 0) for name in (*TOLD, "killed", "lost_at_most")})
+        told = (*STATISTICS[self._config.protocol].told, "kernel_drops", "killed", "lost_at_most")
+        _log.info("stopped", **{name: report.get(name, 0) for name in told})
         if self._config.report is not None:
             write_report(self._config.report, report)
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import logs, signals
+from aiolb import listeners, logs, signals
 from aiolb.bpf.steering import Joined, UnmanagedPlace
-from aiolb.listener import Listener
 from aiolb.server import Server, reopening_log
 from aiolb.tally import Tally
 from aiolb.waiting import run_until
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
     from aiolb.address import Address
     from aiolb.assignment import Assignment
     from aiolb.channel import Channel
-    from aiolb.protocol import Application
+    from aiolb.lifecycle import Lifecycle
+    from aiolb.listener import Listener
 
 _log = structlog.get_logger(__name__)
 
@@ -29,16 +29,19 @@ _log = structlog.get_logger(__name__)
 class Worker:
     """Runs one application as its supervisor orders; used once.
 
-    It tells ``prepared`` when ``startup()`` has run, ``receiving``, ``beat`` from time to time, ``finished`` when the
-    last handler has ended, and ``ended`` with its report; ``asks_to_end`` when it got SIGTERM or SIGINT itself: the
-    supervisor, which may have got it too, knows whether another worker goes on.
+    It tells ``prepared`` when ``startup()`` has run, ``receiving``, ``beat`` from time to time, ``released`` when
+    another worker may read its sockets, and ``ended`` with its report; ``asks_to_end`` when it got SIGTERM or SIGINT
+    itself: the supervisor, which may have got it too, knows whether another worker goes on.
 
     It obeys ``receive``; ``hand_over`` (read no more: the queue is for the next worker); ``drain`` (no more comes: read
     what is queued); ``give_up`` (wait for no handler); ``count``; ``reopen_log``. When the supervisor has died it stops
     as well.
+
+    Handed over, it has ``released`` datagrams when its last handler has ended, for those of one source are handled in
+    order; connections at once, while those that are open end here.
     """
 
-    def __init__(self, application: Application, assignment: Assignment, channel: Channel) -> None:
+    def __init__(self, application: Lifecycle, assignment: Assignment, channel: Channel) -> None:
         self._application = application
         self._assignment = assignment
         self._channel = channel
@@ -94,7 +97,8 @@ class Worker:
 
     def _listen(self, address: Address) -> Listener:
         joined = Joined(self._sockets[address], self._place, self._assignment.balancer)
-        listener = Listener.inherited(address, joined, self._application, self._server.config)
+        kind = listeners.kind_for(self._server.config.protocol)
+        listener = kind.inherited(address, joined, self._application, self._server.config)
         listener.tell(self._tally, len(self._server.listeners))
         return listener
 
@@ -102,8 +106,12 @@ class Worker:
         if not self._server.prepared:
             return
         try:
+            released = self._hand_over and self._server.release()
+            if released:
+                self._channel.send("released")
             await self._server.finish(hand_over=self._hand_over)
-            self._channel.send("finished")
+            if not released:
+                self._channel.send("released")
         finally:
             await self._server.end()
             self._channel.send("ended", report=self._server.report())
@@ -137,13 +145,7 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             for cell, listener in enumerate(self._server.listeners):
-                self._tally.update(cell, listener.protocol.held())
+                self._tally.update(cell, listener.held())
             statistics = self._server.statistics()
-            self._channel.send(
-                "beat",
-                received=statistics.received,
-                handled=statistics.handled,
-                errors=statistics.errors,
-                abandoned=statistics.abandoned,
-            )
+            self._channel.send("beat", **{name: getattr(statistics, name) for name in statistics.told})
             await asyncio.sleep(self._assignment.beat)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiolb.assignment import Assignment
     from aiolb.recycling import RecycleLimit
 
-MILESTONES = ("prepared", "receiving", "finished", "ended")
+MILESTONES = ("prepared", "receiving", "released", "ended")
 """What a worker tells once each, in this order."""
 LAST_WORDS = 1.0
 """Seconds to wait for the last messages of a worker that has died: its children may hold the channel open."""
@@ -42,7 +42,7 @@ class WorkerProcess:
         self._waiting = asyncio.create_task(self._wait())
         self.started = self.last_sign = time.monotonic()
         self.counters: Mapping[str, int] = {}
-        """The datagrams of its last sign of life: received, handled, errors, abandoned."""
+        """Those of its last sign of life: what a member's statistics call ``told``."""
         self.asks_to_end = False
         """Whether somebody told the worker itself to end."""
         self.limit: RecycleLimit | None = None
@@ -82,6 +82,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def taken(self) -> int:
+        """Datagrams, or connections, that it had received at its last sign of life."""
+        return self.counters.get("received", self.counters.get("accepted", 0))
 
     @property
     def alive(self) -> bool:

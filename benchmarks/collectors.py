@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from aiolb import Address, Collector, ServeConfig, Server, logs
+from aiolb.datagram_listener import DatagramListener
 from aiolb.receive import choose
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ async def run_collector(meter: Meter, collector: Collector, *, plain: bool = Fal
     server = Server(collector, ServeConfig(bind=(Address("127.0.0.1", 0),), balancer="none", rcvbuf=meter.rcvbuf))
     await server.start()
     listener = server.listeners[0]
+    assert isinstance(listener, DatagramListener)
     meter.drops = lambda: listener.memory().drops
     meter.serve(listener.address.port, type(listener.transport.receiver).__name__)
     await meter.ticks()

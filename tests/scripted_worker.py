@@ -82,7 +82,7 @@ class ScriptedWorker:
         if name in ("hand_over", "drain", "give_up", "gone") and "deaf" not in self.words:
             if name == "drain":
                 self.read()
-            self.tell("finished")
+            self.tell("released")
             numbers = {"received": len(self.handled), "handled": len(self.handled), "errors": 0, "abandoned": 0}
             report = {"index": self.index, "pid": os.getpid(), **numbers, "kernel_drops": 0, "collector": self.handled}
             self.tell("ended", report=report)

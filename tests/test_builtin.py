@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiolb.base_collector import check_class
 from aiolb.builtin import BUILTIN, PREVIEW, Discard, Echo, Print, Verify, preview
-from aiolb.collector import check_class
 from aiolb.stamp import Stamp
 
 

@@ -12,8 +12,8 @@ import structlog.testing
 
 from aiolb import AiolbError, Collector, ConfigurationError, testing
 from aiolb.address import Address
+from aiolb.base_collector import check_class
 from aiolb.builtin import Echo
-from aiolb.collector import check_class
 from aiolb.config import ServeConfig
 from aiolb.receive import choose
 from aiolb.server import ApplicationError, Server

@@ -9,12 +9,13 @@ import socket
 import pytest
 import structlog.testing
 
-from aiolb import Collector, listener, logs, remarks, sockets
+from aiolb import Collector, datagram_listener, logs, remarks, sockets
 from aiolb.address import Address
 from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
+from aiolb.datagram_listener import DatagramListener
 from aiolb.errors import PrivilegeError
-from aiolb.listener import DROPS_LOG_INTERVAL, Listener
+from aiolb.listener import DROPS_LOG_INTERVAL
 
 LOCAL = Address("127.0.0.1", 0)
 
@@ -70,7 +71,7 @@ async def listening(place, *, fallback=None, forget=False, rcvbuf=8192, read=Tru
     address = Address(*sock.getsockname())
     joined = Joined(sock, place, "ebpf" if fallback is None else "classic", fallback)
     remarks.on_joined(address, joined, sock, rcvbuf)
-    made = Listener(address, joined, Discard(), ServeConfig(bind=(address,), rcvbuf=rcvbuf), forget=forget)
+    made = DatagramListener(address, joined, Discard(), ServeConfig(bind=(address,), rcvbuf=rcvbuf), forget=forget)
     if not read:
         made.transport.pause_reading()
     try:
@@ -205,7 +206,7 @@ async def test_closing_counts_what_is_left(place):
 async def test_open(logged):
     """A listener binds the free port that the kernel chooses and closes it again."""
     config = ServeConfig(bind=(LOCAL,), balancer="none", rcvbuf=8192)
-    made = Listener.open(LOCAL, Discard(), config)
+    made = DatagramListener.open(LOCAL, Discard(), config)
     assert made.address.port
     assert (made.balancer, made.count) == ("none", 1)
     await made.close()
@@ -221,8 +222,8 @@ async def test_a_failure_after_joining_lets_the_socket_go(monkeypatch):
         bound.append(sock)
         raise RuntimeError("no transport")
 
-    monkeypatch.setattr(listener, "create_transport", fail)
+    monkeypatch.setattr(datagram_listener, "create_transport", fail)
     assert asyncio.get_running_loop()
     with pytest.raises(RuntimeError, match="no transport"):
-        Listener.open(LOCAL, Discard(), ServeConfig(bind=(LOCAL,), balancer="none"))
+        DatagramListener.open(LOCAL, Discard(), ServeConfig(bind=(LOCAL,), balancer="none"))
     assert [sock.fileno() for sock in bound] == [-1]

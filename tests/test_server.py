@@ -16,8 +16,8 @@ import structlog.testing
 from aiolb import Collector, sockets
 from aiolb.address import Address
 from aiolb.config import ServeConfig
+from aiolb.datagram_listener import DatagramListener
 from aiolb.errors import ConfigurationError, KernelError, StartError
-from aiolb.listener import Listener
 from aiolb.server import ApplicationError, Server
 
 DEADLINE = 10
@@ -360,7 +360,7 @@ def test_a_start_that_fails_late_loses_nothing(run, monkeypatch, send):
     """What the first address received before the second one failed is handled."""
     app = Recorder()
     server = Server(app, config(LOCAL, LOCAL_V6))
-    genuine = Listener.open
+    genuine = DatagramListener.open
 
     def open_then_fail(address, *arguments):
         if server.listeners:
@@ -368,7 +368,7 @@ def test_a_start_that_fails_late_loses_nothing(run, monkeypatch, send):
             raise StartError("no more")
         return genuine(address, *arguments)
 
-    monkeypatch.setattr(Listener, "open", open_then_fail)
+    monkeypatch.setattr(DatagramListener, "open", open_then_fail)
     with pytest.raises(StartError, match="no more"):
         run(server.serve())
     assert app.calls == ["startup", b"early", "shutdown"]

@@ -77,7 +77,7 @@ class Run:
 
     async def ended(self):
         """Its report."""
-        await self.until("finished")
+        await self.until("released")
         report = (await self.until("ended"))["report"]
         await self.task
         return report
@@ -169,7 +169,7 @@ def test_hand_over(run):
         async with worker() as it:
             await it.receiving()
             it.order("hand_over")
-            await it.until("finished")
+            await it.until("released")
             it.send(b"1", b"2")
             await it.until("ended")
             await it.task

@@ -56,7 +56,7 @@ async def test_a_life(script):
             await until(lambda: worker.counters.get("received") == 1, "its counters")
             assert worker.counters == {"received": 1, "handled": 1, "errors": 0, "abandoned": 0}
             worker.order("drain")
-            assert await worker.reaches("finished")
+            assert await worker.reaches("released")
             assert await worker.reaches("ended")
             assert await worker.over()
             assert (worker.alive, worker.status, worker.report["collector"]) == (False, 0, ["who"])

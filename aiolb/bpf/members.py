@@ -199,7 +199,7 @@ def _join_ebpf(
         if not waiting:
             group.check_all_vacant(indexes, count=count)
         with _all_bound(address, bind, count, given) as socks:
-            others = () if takeover else steering.others_on(address, group, socks.values())
+            others = () if takeover else steering.others_on(address, group, socks.values(), options.protocol)
             if not waiting:
                 group.join_all(socks, count=count)
             return Members(address, bind, EbpfBalancer(group, waiting), socks, unpinned=unpinned, others=others)

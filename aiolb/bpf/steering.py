@@ -47,7 +47,13 @@ class JoinOptions:
             takeover=config.takeover,
             compile=config.compile,
             debug=config.debug,
-            group=GroupOptions(count=config.count, seed=config.seed, strict=config.strict, bpffs=config.bpffs),
+            group=GroupOptions(
+                protocol=config.protocol,
+                count=config.count,
+                seed=config.seed,
+                strict=config.strict,
+                bpffs=config.bpffs,
+            ),
         )
 
 
@@ -130,7 +136,7 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
     with Group.opened_or_created(address, wanted) as group:
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
         with _bound(address, bind) as sock:
-            others = () if options.takeover else others_on(address, group, [sock])
+            others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
         return Joined(sock, place, "ebpf", others=others)
 
@@ -142,22 +148,25 @@ def group_options(options: JoinOptions) -> GroupOptions:
     return options.group
 
 
-def others_on(address: Address, group: Group, own: Collection[socket.socket]) -> tuple[sockets.Holder, ...]:
+def others_on(
+    address: Address, group: Group, own: Collection[socket.socket], protocol: str = "udp"
+) -> tuple[sockets.Holder, ...]:
     """Who has a socket on the address that is neither a member nor one of our own."""
     alive = group.alive()
     mine = {cookie(sock) for sock in own}
     members = [index for index in alive if group.cookie_of(index) not in mine]
-    if len(_strangers(address, own, exactly=True)) <= len(members):
+    if len(_strangers(address, own, protocol, exactly=True)) <= len(members):
         return ()
     # Who started us may keep the port for us.
     known = {group.holder(index).pid for index in members} | {os.getpid(), os.getppid()}
-    return tuple(holder for holder in sockets.holders_of(address, exactly=True) if holder.pid not in known)
+    holders = sockets.holders_of(address, exactly=True, protocol=protocol)
+    return tuple(holder for holder in holders if holder.pid not in known)
 
 
-def _strangers(address: Address, own: Collection[socket.socket], *, exactly: bool = False) -> set[str]:
+def _strangers(address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False) -> set[str]:
     """The inodes of the sockets on the address that are not our own."""
     mine = {str(os.fstat(sock.fileno()).st_ino) for sock in own}
-    return set(sockets.sockets_on(address, exactly=exactly)) - mine
+    return set(sockets.sockets_on(address, exactly=exactly, protocol=protocol)) - mine
 
 
 def _join_classic(
@@ -199,9 +208,10 @@ def _bound(address: Address, bind: Callable[[Address], socket.socket]) -> Iterat
 
 def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socket.socket] = ()) -> None:
     """Raise GroupError where a group of others is alive: another program would steer its datagrams elsewhere."""
-    if own and not _strangers(address, own):  # the service manager has our sockets open too
+    if own and not _strangers(address, own, options.protocol):  # the service manager has our sockets open too
         return
-    others = [holder for holder in sockets.holders_of(address) if holder.pid != os.getpid()]
+    found = sockets.holders_of(address, protocol=options.protocol)
+    others = [holder for holder in found if holder.pid != os.getpid()]
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
         raise GroupError(
             f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",

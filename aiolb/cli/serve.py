@@ -15,7 +15,7 @@ import click
 
 from aiolb.cli.groups import bpffs_option
 from aiolb.cli.supervise import SUPERVISION, supervise, supervisor_options
-from aiolb.config import BALANCERS, LOOPS, ServeConfig
+from aiolb.config import BALANCERS, LOOPS, PROTOCOLS, ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -40,6 +40,13 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
 
 @click.command()
 @click.argument("app", default="print")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default=_DEFAULTS.protocol,
+    show_default=True,
+    help="udp: APP is a Collector and handles datagrams; tcp: a StreamCollector, which handles connections.",
+)
 @click.option(
     "--bind",
     "binds",
@@ -77,7 +84,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     is_flag=True,
     help="Compile it so that every decision appears in the kernel's trace file (trace_pipe).",
 )
-@click.option("--rcvbuf", type=Size(), default="20M", show_default=True, help="Receive buffer in bytes.")
+@click.option("--rcvbuf", type=Size(), default="20M", show_default=True, help="Receive buffer in bytes; udp only.")
 @click.option(
     "--graceful-timeout",
     type=float,
@@ -90,14 +97,14 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     type=int,
     default=_DEFAULTS.concurrency,
     show_default=True,
-    help="Handlers in flight per address; with all of them blocked the socket is not read.",
+    help="Handlers in flight per address, with tcp open connections; beyond that the kernel's queue holds what comes.",
 )
 @click.option(
     "--backlog",
     type=int,
     default=_DEFAULTS.backlog,
     show_default=True,
-    help="Datagrams that may wait behind blocked handlers before the socket is not read.",
+    help="Datagrams that may wait behind blocked handlers; with tcp, connections that may wait to be accepted.",
 )
 @click.option(
     "--event-loop", "loop", type=click.Choice(LOOPS), default=_DEFAULTS.loop, show_default=True, help="Event loop."
@@ -138,9 +145,10 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
 def serve(
     app: str, binds: tuple[str, ...], log_format: str, log_level: str, log_file: Path | None, **settings: Any
 ) -> None:
-    """Receive datagrams as one member of a group, or with --workers as all of them.
+    """Receive datagrams, or connections, as one member of a group, or with --workers as all of them.
 
-    APP is the collector: FILE.py:Class, package.module:Class, or one of print (the default), echo, discard, verify.
+    APP is the collector: FILE.py:Class, package.module:Class, or one of print (the default), echo, discard, verify
+    (udp only).
 
     SIGTERM or SIGINT (Ctrl-C) stops gracefully: leave the group, drain, finish handlers. A second SIGINT gives up
     what is still being handled. With --workers, SIGHUP replaces the workers one at a time, SIGTTIN and SIGTTOU make
@@ -161,7 +169,7 @@ def serve(
     from aiolb.application import load
 
     with users_traceback_shown():
-        load(app).run(
+        load(app, config.protocol).run(
             bind=binds,
             log_format=log_format,
             log_level=log_level,

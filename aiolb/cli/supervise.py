@@ -67,7 +67,8 @@ def supervisor_options(command: _F) -> _F:
         click.option(
             "--recycle-after",
             metavar="DATAGRAMS|DURATION",
-            help="Replace a worker after so many datagrams, or so long: 10M, 12h, 10M,12h. 10 % earlier or later.",
+            help="Replace a worker after so many datagrams (tcp: connections), or so long: 10M, 12h, 10M,12h. 10 %"
+            " earlier or later.",
         ),
         click.option(
             "--reload",

@@ -29,9 +29,9 @@ def worker(channel: int, assignment: str) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the log can be reopened
     from aiolb import logs, loops, orphan, privileges
     from aiolb.application import load
+    from aiolb.base_collector import make
     from aiolb.channel import Channel
     from aiolb.cli.serve import users_traceback_shown
-    from aiolb.collector import make
     from aiolb.worker import Worker
 
     faulthandler.enable()  # the supervisor sends SIGABRT to a worker that hangs
@@ -46,7 +46,7 @@ def worker(channel: int, assignment: str) -> None:
         with socket.socket(fileno=channel) as sock:
             sock.set_inheritable(False)
             sock.setblocking(False)
-            await Worker(make(load(work.app)), work, await Channel.over(sock)).serve()
+            await Worker(make(load(work.app, work.settings["protocol"])), work, await Channel.over(sock)).serve()
 
     with users_traceback_shown(), loops.runner(work.settings["loop"]) as runner:
         runner.run(serve())
