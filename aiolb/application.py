@@ -10,10 +10,13 @@ from pathlib import Path
 from types import ModuleType
 
 from aiolb.base_collector import BaseCollector, check_class, check_protocol
+from aiolb.builtin import BUILTIN
+from aiolb.builtin_streams import BUILTIN_STREAMS
 from aiolb.errors import ConfigurationError
 from aiolb.server import ApplicationError
 
-_FORMS = "FILE.py:Class, package.module:Class, or one of print, echo, discard, verify"
+_FORMS = "FILE.py:Class, package.module:Class, or one of " + ", ".join(BUILTIN)
+_BUILTIN: Mapping[str, Mapping[str, type[BaseCollector]]] = {"udp": BUILTIN, "tcp": BUILTIN_STREAMS}
 
 
 def load(text: str, protocol: str = "udp") -> type[BaseCollector]:
@@ -22,12 +25,12 @@ def load(text: str, protocol: str = "udp") -> type[BaseCollector]:
     Raises ConfigurationError when there is no such file, module or class, or when it is no usable collector for the
     protocol; ApplicationError, with the cause, when the module's own code raised.
     """
-    builtin = _builtin(protocol)
+    builtin = _BUILTIN[protocol]
     if text in builtin:
         return builtin[text]
-    if protocol != "udp" and text in _builtin("udp"):
+    if text in BUILTIN:
         raise ConfigurationError(
-            f"{text!r} handles datagrams (udp) only", hint=f"with --protocol {protocol}: {', '.join(builtin)}"
+            f"{text!r} handles datagrams only", hint=f"with --protocol {protocol}: {', '.join(builtin)}"
         )
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
@@ -41,17 +44,6 @@ def load(text: str, protocol: str = "udp") -> type[BaseCollector]:
     check_class(found)
     check_protocol(found, protocol)  # type: ignore[arg-type] # a class, as was checked
     return found  # type: ignore[return-value]
-
-
-def _builtin(protocol: str) -> Mapping[str, type[BaseCollector]]:
-    """The ready-made collectors for a protocol; those for another one are not imported."""
-    if protocol == "tcp":
-        from aiolb.builtin_streams import BUILTIN_STREAMS
-
-        return BUILTIN_STREAMS
-    from aiolb.builtin import BUILTIN
-
-    return BUILTIN
 
 
 def _suggestion(module: ModuleType) -> str:

@@ -113,8 +113,9 @@ def check_class(cls: object) -> None:
         )
     if all(getattr(cls, name) is getattr(kind, name) for name in kind.handlers):
         name, arguments = next(iter(kind.handlers.items()))
-        others = "neither " + " nor ".join(kind.handlers) if len(kind.handlers) > 1 else f"no {name}"
-        raise ConfigurationError(f"{cls.__name__} overrides {others}", hint=f"add: async def {name}(self, {arguments})")
+        one_of = "overrides neither " + " nor ".join(kind.handlers)
+        missing = one_of if len(kind.handlers) > 1 else f"does not override {name}"
+        raise ConfigurationError(f"{cls.__name__} {missing}", hint=f"add: async def {name}(self, {arguments})")
     for name in (*kind.handlers, "startup", "shutdown"):
         if not inspect.iscoroutinefunction(getattr(cls, name)):
             raise ConfigurationError(
@@ -135,6 +136,6 @@ def check_protocol(cls: type[BaseCollector], protocol: str) -> None:
         return
     handles, other = ("datagrams", "StreamCollector") if cls.protocol == "udp" else ("connections", "Collector")
     raise ConfigurationError(
-        f"{cls.__name__} handles {handles} ({cls.protocol}), and was to be served with the protocol {protocol}",
-        hint=f"--protocol {cls.protocol}, or a subclass of aiolb.{other}",
+        f"{cls.__name__} handles {handles}, and the protocol is {protocol}",
+        hint=f"--protocol {cls.protocol}, or make it a subclass of aiolb.{other}",
     )

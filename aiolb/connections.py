@@ -89,8 +89,9 @@ class Connections:
             writer.close()
             with suppress(OSError):  # the other end has gone, and does not want the rest
                 await writer.wait_closed()
-        finally:
+        except BaseException:  # stopped; asyncio's transport takes no abort() after its end
             transport.abort()
+            raise
         return returned
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, addr: Any) -> bool:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from aiolb.listener import Listener
+from aiolb.datagram_listener import DatagramListener
+from aiolb.listener import Listener
+from aiolb.stream_listener import StreamListener
 
-
-def kind_for(protocol: str) -> type[Listener]:
-    """The listener for ``udp`` or ``tcp``; what the other one needs is not imported."""
-    if protocol == "tcp":
-        from aiolb.stream_listener import StreamListener
-
-        return StreamListener
-    from aiolb.datagram_listener import DatagramListener
-
-    return DatagramListener
+# Both are imported at once: later, without privileges, it may be forbidden to read our files.
+LISTENERS: Mapping[str, type[Listener]] = {"udp": DatagramListener, "tcp": StreamListener}
+"""By protocol."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import listeners, logs, privileges, signals
+from aiolb import logs, privileges, signals
 from aiolb.address import as_text
 from aiolb.config import UNITS, ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
+from aiolb.listeners import LISTENERS
 from aiolb.reports import check_writable, write_report
 from aiolb.stats import STATISTICS, CollectorStatistics
 from aiolb.systemd import ServiceManager
@@ -90,7 +91,7 @@ class Server:
         ConfigurationError. A server that did not start holds no socket and no place.
         """
         await self.prepare()
-        kind = listeners.kind_for(self.config.protocol)
+        kind = LISTENERS[self.config.protocol]
         await self.receive(lambda address: kind.open(address, self._application, self.config))
 
     async def prepare(self) -> None:

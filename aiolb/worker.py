@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import listeners, logs, signals
+from aiolb import logs, signals
 from aiolb.bpf.steering import Joined, UnmanagedPlace
+from aiolb.listeners import LISTENERS
 from aiolb.server import Server, reopening_log
 from aiolb.tally import Tally
 from aiolb.waiting import run_until
@@ -97,7 +98,7 @@ class Worker:
 
     def _listen(self, address: Address) -> Listener:
         joined = Joined(self._sockets[address], self._place, self._assignment.balancer)
-        kind = listeners.kind_for(self._server.config.protocol)
+        kind = LISTENERS[self._server.config.protocol]
         listener = kind.inherited(address, joined, self._application, self._server.config)
         listener.tell(self._tally, len(self._server.listeners))
         return listener
