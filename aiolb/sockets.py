@@ -167,6 +167,12 @@ def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
         }.get(error.errno or 0)
         return KernelError(f"cannot bind {address}: {error.strerror or error}", errno=error.errno, hint=hint)
     holders = holders_of(address, protocol=protocol)
+    if not holders and protocol == "tcp":  # /proc/net/tcp has it only when it listens
+        return KernelError(
+            f"{address} is held by a socket that does not listen, and has no SO_REUSEPORT or another user",
+            errno=error.errno,
+            hint="ss -tanp shows connections from that port; choose another port",
+        )
     who = f" ({'; '.join(map(str, holders))})" if holders else ""
     if any(holder.uid != os.geteuid() for holder in holders):
         reason = f"{address} is held by another user{who}"
