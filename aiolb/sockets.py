@@ -104,6 +104,8 @@ def bind_listening(address: Address, *, backlog: int) -> socket.socket:
     try:
         # Connections of a server before this one may still be in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it: a peer that is gone for good does not hold a connection open for ever (tcp(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(_sockaddr(address))
         sock.listen(backlog)

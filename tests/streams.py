@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+import pytest
 from events import DEADLINE, until
 from supervision import Answer
 
@@ -82,6 +83,13 @@ async def who(to: Address, host: str) -> Answer:
     """Who handles a connection from a source."""
     async with connected(to, host) as client:
         return Answer(await ask(*client))
+
+
+@pytest.fixture
+def address() -> Iterator[Address]:
+    """A free port of 127.0.0.1 that stays free; who keeps it so listens nowhere, and no balancer knows of it."""
+    with sockets.reserved_port(LOCAL, "tcp") as free:
+        yield free
 
 
 class Load:

@@ -47,6 +47,7 @@ def test_refusing(wait_until):
         early, waiting = connect(stack, sock), connect(stack, sock)
         wait_until(lambda: listening.waiting_connections(sock) == 2, "both connections")
         opened = stack.enter_context(sock.accept()[0])
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         drops = sockets.memory(sock).drops
         listening.refuse_connections(sock)
         with pytest.raises(TimeoutError):

@@ -11,28 +11,16 @@ from contextlib import AsyncExitStack
 
 import pytest
 import streams
-from events import DEADLINE, until
+from events import until
+from serving import Member
 from streams import ask, connected
 
 from aiolb import listening, sockets
 from aiolb.address import Address
-from aiolb.cli.members import MemberProcess
+
+address = streams.address
 
 HOSTS = [f"127.0.6.{number}" for number in range(1, 21)]
-
-
-class Member(MemberProcess):
-    """A member process; a test fails when something of it takes longer than the deadline."""
-
-    async def event(self, name):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().event(name)
-
-    async def ended(self):
-        """As the base class does, within the deadline."""
-        async with asyncio.timeout(DEADLINE):
-            return await super().ended()
 
 
 @pytest.fixture
@@ -49,13 +37,6 @@ async def start(bpffs, tmp_path):
             return member
 
         yield start
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free; nothing is listening there."""
-    with sockets.reserved_port(Address("127.0.0.1", 0), "tcp") as free:
-        yield free
 
 
 async def three(start, address):

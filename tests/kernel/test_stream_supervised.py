@@ -16,18 +16,11 @@ from events import until
 from streams import ask, connected
 from supervision import Answer
 
-from aiolb import sockets
-from aiolb.address import Address
 from aiolb.systemd import SocketName
 
+address = streams.address
+
 HOSTS = [f"127.0.7.{number}" for number in range(1, 21)]
-
-
-@pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free; nothing is listening there."""
-    with sockets.reserved_port(Address("127.0.0.1", 0), "tcp") as free:
-        yield free
 
 
 @pytest.fixture
@@ -68,7 +61,6 @@ def sums(report):
 @pytest.mark.parametrize("balancer", ["ebpf", "classic", "none"])
 async def test_rolling_restarts(app, supervised, address, balancer):
     """Workers are replaced under load twice: nobody is refused or reset, and every source stays on one member."""
-    # Who keeps the port free listens nowhere, so that no balancer knows of it.
     async with supervised(2, "--balancer", balancer) as running:
         await running.supervising(workers=2)
         async with streams.Load(address, HOSTS) as load:
