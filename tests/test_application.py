@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiolb import builtin
+from aiolb import builtin, builtin_streams
 from aiolb.application import load
 from aiolb.errors import ConfigurationError
 from aiolb.server import ApplicationError
@@ -83,6 +83,25 @@ def test_the_example():
 def test_built_in(name, cls):
     """Ready collectors have names."""
     assert load(name) is cls
+
+
+@pytest.mark.parametrize(("name", "cls"), builtin_streams.BUILTIN_STREAMS.items())
+def test_built_in_for_connections(name, cls):
+    """The same names are collectors of connections where those are asked for."""
+    assert load(name, "tcp") is cls
+
+
+def test_built_in_for_datagrams_only():
+    """A ready collector that there is for datagrams only is told as such, with those that there are."""
+    with pytest.raises(ConfigurationError, match="'verify' handles datagrams only") as caught:
+        load("verify", "tcp")
+    assert caught.value.hint == "with --protocol tcp: print, echo, discard"
+
+
+def test_a_collector_for_another_protocol():
+    """A collector that does not handle what comes by the protocol is refused."""
+    with pytest.raises(ConfigurationError, match="Echo handles datagrams, and the protocol is tcp"):
+        load(f"{EXAMPLE}:Echo", "tcp")
 
 
 @pytest.mark.parametrize(

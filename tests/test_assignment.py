@@ -27,7 +27,7 @@ assignments = st.builds(
     user=st.none() | st.text(min_size=1),
     kept=st.booleans(),
     beat=st.floats(0.001, 3600),
-    settings=st.just(Assignment.settings_of(ServeConfig())),
+    settings=st.sampled_from(["udp", "tcp"]).map(lambda name: Assignment.settings_of(ServeConfig(protocol=name))),
     log=st.dictionaries(st.text(), st.text()),
 )
 
@@ -45,6 +45,12 @@ def test_one_argument(assignment):
     assert isinstance(json.loads(text), dict)
     assert not {"\n", "\0"} & set(text)
     text.encode("ascii")
+
+
+@given(assignment=assignments)
+def test_the_protocol(assignment):
+    """A worker knows whether its sockets are for datagrams or for connections."""
+    assert assignment.config().protocol == assignment.settings["protocol"]
 
 
 def test_the_settings_of_a_worker():

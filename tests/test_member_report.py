@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
-from aiolb import sockets
+from aiolb import listening, sockets
 from aiolb.address import Address
 from aiolb.member_report import MAX_COLLECTOR_REPORTS, MemberReport
 
@@ -51,6 +52,20 @@ def test_sums(sock):
         "kernel_drops": 0,
         "collector": [],
     }
+
+
+def test_connections_that_nobody_accepted(wait_until):
+    """What waits at a listening socket when it is closed is abandoned; a socket that is kept keeps it."""
+    with sockets.bind_listening(Address("127.0.0.1", 0), backlog=8) as listens, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listens.getsockname()))
+        wait_until(lambda: listening.waiting_connections(listens) == 3, "three connections")
+        for kept, abandoned in ((True, 0), (False, 3)):
+            report = MemberReport(0, [listens], collectors=False)
+            report.add(ended(accepted=5, open=2))
+            report.close(kept=kept)
+            told = report.as_dict()
+            assert (told["accepted"], told.get("abandoned", 0), "open" in told) == (5, abandoned, False)
 
 
 def test_drops_are_those_of_the_socket(sock):

@@ -40,6 +40,17 @@ def remarked():
     return tell
 
 
+@pytest.mark.parametrize(("backlog", "remarks_made"), [(128, 0), (129, 1)])
+def test_a_capped_backlog(monkeypatch, backlog, remarks_made):
+    """A backlog that the kernel lowers is told with both numbers and the sysctl."""
+    monkeypatch.setattr("aiolb.listening.backlog_limit", lambda: 128)
+    with structlog.testing.capture_logs() as events, sockets.bind_listening(HERE, backlog=backlog) as sock:
+        remarks.on_joined(HERE, Joined(), sock, backlog)
+    assert [(event["event"], event["wanted"], event["given"], event["hint"]) for event in events] == [
+        ("backlog_capped", 129, 128, "as root: sysctl -w net.core.somaxconn=129")
+    ] * remarks_made
+
+
 def test_nothing_remarkable(remarked):
     """Where all is as it was asked for nothing is said."""
     assert remarked(Joined()) == []

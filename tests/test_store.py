@@ -122,6 +122,25 @@ def test_what_cannot_be_a_member(opened, logged):
     }
 
 
+def test_of_connections(logged):
+    """A store of listening sockets knows them by their protocol, and takes no others."""
+    with sockets.bind_listening(ANYWHERE, backlog=8) as one, ExitStack() as stack:
+        address = sockets.address_of(one, "tcp")
+        two = stack.enter_context(sockets.bind_listening(address, backlog=8))
+        datagrams = stack.enter_context(sockets.bind_reuseport(address))
+        named = {
+            SocketName(address, 1, "tcp"): os.dup(one.fileno()),
+            SocketName(address, 2): os.dup(datagrams.fileno()),
+        }
+        store = SocketStore(ServiceManager(), Inherited(named, (("web", os.dup(two.fileno())),)), "tcp")
+        found = {where: stack.enter_context(sock) for where, sock in store.taken_back([address]).items()}
+        assert {where: cookie(sock) for where, sock in found.items()} == {
+            (address, 0): cookie(two),
+            (address, 1): cookie(one),
+        }
+    assert [(event["event"], event["name"]) for event in logged] == [("socket_dropped", str(SocketName(address, 2)))]
+
+
 class Places:
     """The places of one member with sockets on some addresses."""
 

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import structlog.testing
 
-from aiolb import Collector, sockets
+from aiolb import Collector, StreamCollector, sockets
 from aiolb.address import Address
 from aiolb.assignment import Assignment
+from aiolb.binding import binder
 from aiolb.channel import Channel
 from aiolb.config import ServeConfig
 from aiolb.server import ApplicationError
@@ -105,17 +106,18 @@ async def worker(kind=Recorder, *, kept=False, beat=3600.0, graceful_timeout=30.
     ours, theirs = socket.socketpair()
     channel = await Channel.over(ours)
     tally = Tally.create(1)
-    with closing(tally), sockets.bind_reuseport(Address("127.0.0.1", 0)) as sock:
+    config = ServeConfig(protocol=kind.protocol, graceful_timeout=graceful_timeout)
+    with closing(tally), binder(config)(Address("127.0.0.1", 0)) as sock:
         work = Assignment(
             app="",
             index=1,
             count=2,
             balancer="ebpf",
-            sockets=((str(sockets.address_of(sock)), os.dup(sock.fileno())),),
+            sockets=((str(sockets.address_of(sock, kind.protocol)), os.dup(sock.fileno())),),
             tally=os.dup(tally.descriptor),
             kept=kept,
             beat=beat,
-            settings=Assignment.settings_of(ServeConfig(graceful_timeout=graceful_timeout)),
+            settings=Assignment.settings_of(config),
         )
         task = asyncio.create_task(Worker(app, work, await Channel.over(theirs)).serve())
         run = Run(app, sock, channel, task)
@@ -295,5 +297,35 @@ def test_ended_before_it_receives(run):
             it.order("hand_over")
             assert (await it.ended())["received"] == 0
             assert it.queued() == [b"1"]
+
+    run(live())
+
+
+class Waits(StreamCollector):
+    """Handles a connection until its other end has no more."""
+
+    def __init__(self):
+        self.opened = asyncio.Event()
+
+    async def handle_stream(self, reader, _writer):
+        """Read all."""
+        self.opened.set()
+        await reader.read()
+
+
+def test_connections_are_released_at_once(run):
+    """A worker of connections releases its socket before the open ones have ended, and once."""
+
+    async def live():
+        async with worker(Waits) as it:
+            await it.receiving()
+            with socket.create_connection(it.sock.getsockname()):
+                await it.app.opened.wait()
+                it.order("hand_over")
+                await it.until("released")
+                assert not it.task.done()
+            report = (await it.until("ended"))["report"]
+            assert (report["accepted"], report["closed"], report["open"]) == (1, 1, 0)
+            assert it.told == ["prepared", "receiving", "released", "ended"]
 
     run(live())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, assert_type
 
@@ -16,6 +17,8 @@ from aiolb import (
     ServeConfig,
     Server,
     StartError,
+    StreamCollector,
+    StreamStatistics,
     testing,
 )
 
@@ -49,6 +52,30 @@ class Count(Collector):
             assert_type(datagram, bytes)
             self.reply(datagram, addr)
         self.received += len(batch)
+
+
+class Lines(StreamCollector):
+    """A collector of connections."""
+
+    async def handle_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Reader and writer are those of asyncio."""
+        async for line in reader:
+            assert_type(line, bytes)
+            writer.write(line)
+
+    def on_error(self, error: BaseException, addr: Any) -> None:
+        """May be overridden."""
+
+
+async def serve_connections() -> None:
+    """It is served as every collector is, and tells of connections."""
+    Lines.run(bind="127.0.0.1:9000", concurrency=1000)
+    collector = Lines()
+    server = Server(collector, ServeConfig(protocol="tcp", bind=(Address("127.0.0.1", 0),)))
+    await server.start()
+    assert_type(collector.statistics(), StreamStatistics)
+    assert_type(collector.statistics().accepted, int)
+    await server.stop()
 
 
 def run_it() -> None:
