@@ -83,7 +83,7 @@ class BaseCollector:
 
 def _configure(cls: type[BaseCollector], settings: dict[str, Any]) -> ServeConfig:
     check_class(cls)
-    settings = {"protocol": cls.protocol, **settings}
+    settings = {"protocol": kind_of(cls).protocol, **settings}
     if "bind" in settings:
         settings["bind"] = sockets.resolve_all(settings["bind"])
     unknown = settings.keys() - {field.name for field in fields(ServeConfig)}
@@ -105,12 +105,12 @@ def make(cls: type[BaseCollector]) -> BaseCollector:
 
 def check_class(cls: object) -> None:
     """Raise ConfigurationError for what is no usable subclass of a collector."""
-    kind = _kind_of(cls)
-    if kind is None or not isinstance(cls, type):
+    if not (isinstance(cls, type) and issubclass(cls, BaseCollector)) or cls is BaseCollector:
         raise ConfigurationError(
             f"{cls!r} is no subclass of aiolb.Collector or aiolb.StreamCollector",
             hint="class MyCollector(Collector): …",
         )
+    kind = kind_of(cls)
     if all(getattr(cls, name) is getattr(kind, name) for name in kind.handlers):
         name, arguments = next(iter(kind.handlers.items()))
         one_of = "overrides neither " + " nor ".join(kind.handlers)
@@ -123,19 +123,18 @@ def check_class(cls: object) -> None:
             )
 
 
-def _kind_of(cls: object) -> type[BaseCollector] | None:
-    """The class of ours that says what a collector handles."""
-    if not (isinstance(cls, type) and issubclass(cls, BaseCollector)):
-        return None
-    return next((kind for kind in cls.__mro__ if "handlers" in vars(kind)), None)
+def kind_of(cls: type[BaseCollector]) -> type[BaseCollector]:
+    """The class of ours that says what a collector handles; a user's class may have other uses for our names."""
+    return next(kind for kind in cls.__mro__ if BaseCollector in kind.__bases__)
 
 
 def check_protocol(cls: type[BaseCollector], protocol: str) -> None:
     """Raise ConfigurationError for a collector that does not handle what comes by that protocol."""
-    if cls.protocol == protocol:
+    handled = kind_of(cls).protocol
+    if handled == protocol:
         return
-    handles, other = ("datagrams", "StreamCollector") if cls.protocol == "udp" else ("connections", "Collector")
+    handles, other = ("datagrams", "StreamCollector") if handled == "udp" else ("connections", "Collector")
     raise ConfigurationError(
         f"{cls.__name__} handles {handles}, and the protocol is {protocol}",
-        hint=f"--protocol {cls.protocol}, or make it a subclass of aiolb.{other}",
+        hint=f"--protocol {handled}, or make it a subclass of aiolb.{other}",
     )

@@ -13,7 +13,7 @@ from events import until
 from streams import LOCAL, ask, connected
 
 from aiolb import Address, Collector, ServeConfig, Server, StreamCollector, StreamStatistics
-from aiolb.base_collector import check_class
+from aiolb.base_collector import check_class, check_protocol
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -248,6 +248,18 @@ def test_another_protocol(run, cls, protocol, message, hint):
     assert caught.value.hint.startswith(hint)
     with pytest.raises(ConfigurationError, match=message):
         run(Server(cls(), config(protocol=protocol)).start())
+
+
+@pytest.mark.parametrize("base", [Datagrams, Upper])
+def test_names_of_the_users_own(base):
+    """A subclass may use the names by which our own classes say what they handle."""
+
+    class Mine(base):
+        protocol = "bmp"
+        handlers = ("one", "another")
+
+    check_class(Mine)
+    check_protocol(Mine, base.protocol)
 
 
 def test_a_startup_that_fails(run):
