@@ -48,8 +48,11 @@ async def test_the_commands(tmp_path, needs, private_mounts):
     needs("logger", "bsdutils")
     (tmp_path / "examples").symlink_to(EXAMPLE.parent)
     serve, send = blocks("sh")
-    # The server in the background, the senders when a line says so, and then the end of the server as Ctrl-C makes it.
-    script = f"set -e\nip link set lo up\nmount -t bpf bpf /sys/fs/bpf\n{serve.rstrip()} &\nread line\n{send}\n"
+    # The server in the background, the senders when a line says so, and then the end of the server; at once when
+    # this process has gone.
+    script = (
+        f"set -e\nip link set lo up\nmount -t bpf bpf /sys/fs/bpf\n{serve.rstrip()} &\nread line || kill $!\n{send}\n"
+    )
     script += "kill -TERM $!\nwait $!\n"
     process = await asyncio.create_subprocess_exec(
         *private_mounts,
