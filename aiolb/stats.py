@@ -111,7 +111,10 @@ class StreamSocketStatistics:
     errors: int
     """Connections whose handler raised."""
     abandoned: int
-    """Connections given up at the end of the graceful timeout, those that were not accepted yet too."""
+    """Connections given up at the end of the graceful timeout, those that were not accepted yet too.
+
+    A kernel that hands the latter on to other members does not lose them: then this is what was lost at most.
+    """
     received_bytes: int
     """Bytes that came in on them."""
     waiting: int
