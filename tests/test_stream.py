@@ -12,7 +12,7 @@ import structlog.testing
 from events import until
 from streams import LOCAL, ask, connected
 
-from aiolb import Address, Collector, ServeConfig, Server, StreamCollector, StreamStatistics
+from aiolb import Address, Collector, ServeConfig, Server, StreamCollector, StreamStatistics, testing
 from aiolb.base_collector import check_class, check_protocol
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -260,6 +260,14 @@ def test_names_of_the_users_own(base):
 
     check_class(Mine)
     check_protocol(Mine, base.protocol)
+
+
+async def test_the_tools_for_tests_are_for_datagrams():
+    """A collector of connections is refused there with the same words."""
+    for tool in (testing.collector, testing.group):
+        with pytest.raises(ConfigurationError, match="Upper handles connections, and the protocol is udp"):
+            async with tool(Upper):
+                pass
 
 
 def test_a_startup_that_fails(run):

@@ -15,8 +15,8 @@ from aiolb.address import Address, parse_ip
 from aiolb.bpf.members import Members, join_all
 from aiolb.bpf.steering import Joined, JoinOptions
 from aiolb.config import ServeConfig
+from aiolb.datagram_listener import DatagramListener
 from aiolb.errors import ConfigurationError
-from aiolb.listener import Listener
 from aiolb.protocol import Application
 from aiolb.server import Server
 from aiolb.stats import CollectorStatistics
@@ -175,8 +175,8 @@ def _joined(config: ServeConfig) -> Members:
         return joined
 
 
-def _listen(joined: Joined, config: ServeConfig, application: Application, address: Address) -> Listener:
-    return Listener.inherited(address, joined, application, config)
+def _listen(joined: Joined, config: ServeConfig, application: Application, address: Address) -> DatagramListener:
+    return DatagramListener.inherited(address, joined, application, config)
 
 
 async def _stop(lives: Iterable[Life]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 
-from aiolb.collector import Collector, check_class, make
+from aiolb.base_collector import check_class, make
+from aiolb.collector import Collector
 from aiolb.receive.contract import Datagram
 from aiolb.testing.outcomes import Outcomes
 
