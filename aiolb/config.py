@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aiolb.address import DEFAULT_PORT, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
+from aiolb.bpf.keys import Key
 from aiolb.errors import ConfigurationError
 
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
@@ -33,6 +34,9 @@ class ServeConfig:
         balancer: ``ebpf``, ``classic``, ``none``, or ``auto``: eBPF, else classic with a warning.
         takeover: replace the live member at ``index``.
         seed: of the source hash, 128 bits; None is random for a new group and the group's own for an old one.
+        key: what steering looks at: ``source``, ``prefix/24,64``, ``flow`` or ``random``; None is the source for a new
+            group and the group's own for an old one.
+        key_file: C file with the function that makes the key, in the place of ``key``.
         strict: drop datagrams when no member is alive, instead of leaving them to the kernel's hash.
         compile: compile the balancer with bcc at start instead of loading the shipped bytecode.
         debug: compile it so that every decision is written to the kernel's trace file.
@@ -55,6 +59,8 @@ class ServeConfig:
     balancer: str = "auto"
     takeover: bool = False
     seed: int | None = None
+    key: str | None = None
+    key_file: Path | None = None
     strict: bool | None = None
     compile: bool = False
     debug: bool = False
@@ -84,6 +90,7 @@ class ServeConfig:
             )
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
+        _check_key(self.key, self.key_file, self.balancer)
         if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):
             raise ConfigurationError(
                 f"the balancer {self.balancer!r} has no takeover and nothing to compile or debug",
@@ -115,6 +122,19 @@ def _check_members(index: int, count: int | None) -> None:
             f"index {index} is outside of a group of {count}",
             hint=f"an --index below {count}, or a larger --count",
         )
+
+
+def _check_key(key: str | None, key_file: Path | None, balancer: str) -> None:
+    if key is not None:
+        Key.parse(key)
+    if key is not None and key_file is not None:
+        raise ConfigurationError(
+            f"the key is {key}, or what {key_file} says, but not both", hint="leave --key or --key-file out"
+        )
+    if balancer == "none" and not (key is None and key_file is None):
+        raise ConfigurationError("the balancer 'none' has no key: the kernel hashes addresses and ports")
+    if balancer == "classic" and key_file is not None:
+        raise ConfigurationError("the balancer 'classic' cannot run a key file", hint="--balancer ebpf can")
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

@@ -43,6 +43,7 @@ class Listener(ABC):
     ) -> None:
         self.address = address
         self.balancer = joined.balancer
+        self.key = joined.key
         self._place = joined.place
         self._sock = joined.sock
         self._index = config.index

@@ -13,6 +13,7 @@ from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
     from aiolb.address import Address
+    from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
     from aiolb.config import ServeConfig
 
@@ -99,6 +100,11 @@ class AllPlaces:
     def balancer(self) -> str:
         """``ebpf``, ``classic`` or ``none``: that of the first group."""
         return self._groups[0].balancer
+
+    @property
+    def key(self) -> Key | None:
+        """The key of the first group, where there is one."""
+        return self._groups[0].key
 
     @property
     def count(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from aiolb import listening, sockets
+from aiolb.bpf.keys import Key
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -31,6 +32,11 @@ class Joined(Protocol):
     @property
     def others(self) -> tuple[sockets.Holder, ...]:
         """Who has sockets on the address that are outside of the group."""
+
+
+def on_key(key: Key | None) -> dict[str, str]:
+    """What to log of the group's key: nothing where it is the source."""
+    return {} if key is None or key == Key() else {"key": str(key)}
 
 
 def on_joined(

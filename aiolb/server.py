@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from aiolb import logs, privileges, signals
+from aiolb import logs, privileges, remarks, signals
 from aiolb.address import as_text
 from aiolb.config import UNITS, ServeConfig
 from aiolb.errors import AiolbError, StartError
@@ -125,7 +125,7 @@ class Server:
             raise
         first = self.listeners[0]
         self.member.update(count=first.count, bind=as_text(listener.address for listener in self.listeners))
-        _log.info("ready", balancer=first.balancer, pid=os.getpid())
+        _log.info("ready", balancer=first.balancer, **remarks.on_key(first.key), pid=os.getpid())
 
     async def watch(self, manager: ServiceManager | None = None) -> None:
         """Look after the listeners, and tell the service manager so; returns when a place was taken over."""

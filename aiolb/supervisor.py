@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from aiolb import logs, privileges, signals
+from aiolb import logs, privileges, remarks, signals
 from aiolb.address import as_text
 from aiolb.assignment import Assignment
 from aiolb.config import ServeConfig
@@ -143,7 +143,8 @@ class Supervisor:
         for _ in range(len(self._members) - (self._config.count or 1)):
             self._request(self._shrink)
         self._manager.ready(self._status())
-        _log.info("supervising", workers=len(self._members), balancer=self._places.balancer, pid=os.getpid())
+        steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
+        _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:

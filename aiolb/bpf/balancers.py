@@ -8,6 +8,7 @@ from typing import Protocol
 
 from aiolb.bpf import steering
 from aiolb.bpf.group import Group, GroupStatistics, Membership
+from aiolb.bpf.keys import Key
 from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Place, UnmanagedPlace
 from aiolb.errors import GroupError
@@ -19,6 +20,10 @@ class Balancer(Protocol):
     name: str
     pinned: bool
     waiting: frozenset[int]
+
+    @property
+    def key(self) -> Key | None:
+        """The group's key; None where the kernel's own hash steers."""
 
     def place(self, index: int, sock: socket.socket) -> Place:
         """The place of a member; changes nothing."""
@@ -53,6 +58,7 @@ class EbpfBalancer:
 
     def __init__(self, group: Group, waiting: frozenset[int]) -> None:
         self.group = group
+        self.key = group.key
         self.pinned = group.pinned
         self.waiting = waiting
 
@@ -105,6 +111,7 @@ class KernelBalancer:
     """The kernel's own hash, which knows no members."""
 
     name = "none"
+    key: Key | None = None
     pinned = False
     waiting: frozenset[int] = frozenset()
 
@@ -145,17 +152,21 @@ class ClassicBalancer(KernelBalancer):
 
     name = "classic"
 
-    def __init__(self, socks: Sequence[socket.socket], seed: int | None) -> None:
+    def __init__(self, socks: Sequence[socket.socket], seed: int | None, key: Key) -> None:
         super().__init__(len(socks))
-        self._seed = seed
-        steering.attach_classic(socks[0], len(socks), seed)
+        self.key = key
+        self._options = seed, key
+        self._attach(socks[0], len(socks))
+
+    def _attach(self, sock: socket.socket, count: int) -> None:
+        steering.attach_classic(sock, count, *self._options)
 
     def add(self, socks: Sequence[socket.socket]) -> None:
         """Every number of members has a hash of its own: nearly all sources move."""
-        steering.attach_classic(socks[0], len(socks), self._seed)
+        self._attach(socks[0], len(socks))
         super().add(socks)
 
     def remove(self, socks: Sequence[socket.socket]) -> None:
         """As with more members; the last socket is not selected any more."""
-        steering.attach_classic(socks[0], len(socks) - 1, self._seed)
+        self._attach(socks[0], len(socks) - 1)
         super().remove(socks)

@@ -9,6 +9,7 @@ import base64
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,8 @@ def compiler_name(bcc: ModuleType) -> str:
 def compile_program(request: dict[str, Any]) -> dict[str, object]:
     """Compile ``request['source']`` with ``request['flags']`` and take ``request['function']`` out of it.
 
-    bcc is looked for in ``request['folders']``; None: where distributions keep it, and on Python's own path.
+    bcc is looked for in ``request['folders']``; None: where distributions keep it, and on Python's own path. With
+    ``request['lines']`` it writes to standard error the text as it rewrote it, and the line of each instruction.
     """
     folder, unrelated = find_bcc(request["folders"] or [*SYSTEM_PACKAGES, *sys.path])
     if folder is None:
@@ -65,7 +67,8 @@ def compile_program(request: dict[str, Any]) -> dict[str, object]:
     except (ImportError, OSError) as error:
         return {"error": "broken", "detail": f"{folder}: {error}"}
     try:
-        module = bcc.BPF(text=request["source"], cflags=request["flags"])
+        debug = bcc.DEBUG_PREPROCESSOR | bcc.DEBUG_SOURCE if request["lines"] else 0
+        module = bcc.BPF(text=request["source"], cflags=request["flags"], debug=debug)
         bytecode = module.dump_func(request["function"])
     except Exception as error:  # noqa: BLE001 - bcc raises bare Exception; clang's words are on standard error
         return {"error": "compile", "detail": str(error)}
@@ -73,4 +76,6 @@ def compile_program(request: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump(compile_program(json.load(sys.stdin)), sys.stdout)
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)  # libbcc writes there too
+        json.dump(compile_program(json.load(sys.stdin)), out)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aiolb.bpf.key_file import JoinedSource, KeyFile
 from aiolb.bpf.spec import BYTECODE, FOLDER, MIGRATING, ProgramSpec, source_digest
 from aiolb.errors import CompileError
 
@@ -21,27 +22,34 @@ BCC_FOLDERS: list[str] | None = None
 _INSTALL = "apt-get install python3-bpfcc (Debian, Ubuntu) or dnf install python3-bcc (Fedora)"
 
 
-def compile_balancer(*, debug: bool = False, migrates: bool = False) -> ProgramSpec:
+def compile_balancer(*, debug: bool = False, migrates: bool = False, key_file: KeyFile | None = None) -> ProgramSpec:
     """Compile the balancer; with ``debug`` every decision is written to the kernel's trace file.
 
-    With ``migrates`` it is the program for TCP that also moves the waiting connections of a closed listener.
+    With ``migrates`` it is the program for TCP that also moves the waiting connections of a closed listener, and with
+    ``key_file`` its function makes the key.
 
     Needs the distribution's bcc, no kernel headers and no privilege. Raises CompileError.
     """
-    defined = {"AIOLB_DEBUG": debug, "AIOLB_MIGRATE": migrates}
-    flags = [f"-I{FOLDER}", *(f"-D{name}" for name, wanted in defined.items() if wanted)]
-    source = (FOLDER / "balancer.c").read_text()
-    answer = _ask_bcc({"source": source, "flags": flags, "function": "balancer", "folders": BCC_FOLDERS})
+    defined = {"AIOLB_DEBUG": debug, "AIOLB_MIGRATE": migrates, "AIOLB_KEY_FILE": key_file is not None}
+    flags = [f"-I{FOLDER}", "-Werror=undefined-internal", *(f"-D{name}" for name, wanted in defined.items() if wanted)]
+    balancer = (FOLDER / "balancer.c").read_text()
+    joined = balancer if key_file is None else JoinedSource(balancer, key_file)
+    request = {"source": str(joined), "flags": flags, "function": "balancer", "folders": BCC_FOLDERS}
+    answer, output = _ask_bcc({**request, "lines": key_file is not None})
+    if "error" in answer:
+        raise _error(answer["error"], answer["detail"], output, joined)
     return ProgramSpec(
         base64.b64decode(answer["bytecode"]),
         "aiolb_debug" if debug else "aiolb_compiled",
         source_digest(),
         answer["compiler"],
         migrates,
+        joined.places(output) if isinstance(joined, JoinedSource) else {},
     )
 
 
-def _ask_bcc(request: dict[str, object]) -> dict[str, str]:
+def _ask_bcc(request: dict[str, object]) -> tuple[dict[str, str], str]:
+    """Bcc's answer, and what it and clang wrote to standard error."""
     # bcc takes this for a kernel's source tree; include/ holds the few headers that it asks for.
     environment = {**os.environ, "BCC_KERNEL_SOURCE": str(FOLDER)}
     try:
@@ -61,12 +69,10 @@ def _ask_bcc(request: dict[str, object]) -> dict[str, str]:
     except ValueError:
         said = child.stderr.strip()[-500:]
         raise CompileError(f"bcc ended with status {child.returncode}{': ' if said else ''}{said}") from None
-    if "error" in answer:
-        raise _error(answer["error"], answer["detail"], child.stderr)
-    return answer
+    return answer, child.stderr
 
 
-def _error(kind: str, detail: str, output: str) -> CompileError:
+def _error(kind: str, detail: str, output: str, source: str | JoinedSource) -> CompileError:
     if kind == "missing":
         return CompileError("bcc is not installed", hint=_INSTALL)
     if kind == "unrelated":
@@ -76,6 +82,8 @@ def _error(kind: str, detail: str, output: str) -> CompileError:
         )
     if kind == "broken":
         return CompileError(f"bcc cannot be imported: {detail}", hint=_INSTALL)
+    if isinstance(source, JoinedSource) and (said := source.error(output)):
+        return CompileError(said, hint="the functions that it may use are in aiolb/bpf/key.h")
     errors = [line for line in output.splitlines() if "error:" in line]
     return CompileError(f"the balancer does not compile: {errors[0] if errors else detail}")
 

@@ -212,10 +212,16 @@ class Group(GroupState):
 
     def _check_kept(self, options: GroupOptions, pins: Pins) -> None:
         """What a group keeps from its creation on: key and seed."""
-        if options.key not in (None, self.key):
+        if options.key is not None and options.key != self.key:
+            option = "--key-file" if options.key.kind == abi.KEY_CUSTOM else "--key"
             raise GroupError(
                 f"the group at {self.address} has the key {self.key}, not {options.key}",
-                hint=f"leave --key out, or start afresh: stop its members, then rm -r {pins.folder}",
+                hint=f"leave {option} out, or start afresh: stop its members, then rm -r {pins.folder}",
+            )
+        if options.key is None and options.program is not None and self.key.kind == abi.KEY_CUSTOM:
+            raise GroupError(
+                f"the group at {self.address} has the key {self.key}, and a balancer compiled without it cannot steer",
+                hint="add its --key-file, or leave --compile and --debug out",
             )
         seed = self.config.seed
         if options.seed not in (None, seed):

@@ -57,10 +57,20 @@ class Key:
         return {KEY_SOURCE: "source", KEY_FLOW: "flow", KEY_RANDOM: "random"}[self.kind]
 
     @property
+    def mask4(self) -> bytes:
+        """What is looked at of an IPv4 source, in network byte order."""
+        return IPv4Network((0, self.prefix4)).netmask.packed
+
+    @property
+    def mask6(self) -> bytes:
+        """What is looked at of an IPv6 source, in network byte order."""
+        return IPv6Network((0, self.prefix6)).netmask.packed
+
+    @property
     def settings(self) -> dict[str, int]:
         """The fields of ``struct config`` that are the key's."""
-        (mask4,) = U32.unpack(IPv4Network((0, self.prefix4)).netmask.packed)
-        mask6_low, mask6_high = _WORDS.unpack(IPv6Network((0, self.prefix6)).netmask.packed)
+        (mask4,) = U32.unpack(self.mask4)
+        mask6_low, mask6_high = _WORDS.unpack(self.mask6)
         return {
             "key": self.kind,
             "mask4": mask4,

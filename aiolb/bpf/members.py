@@ -13,6 +13,7 @@ from aiolb.bpf import steering
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.balancers import Balancer, ClassicBalancer, EbpfBalancer, KernelBalancer
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics
+from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import check_count
 from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Joined, JoinOptions
@@ -66,6 +67,11 @@ class Members:
     def balancer(self) -> str:
         """``ebpf``, ``classic`` or ``none``."""
         return self._chosen.name
+
+    @property
+    def key(self) -> Key | None:
+        """The group's key; None where the kernel's own hash steers."""
+        return self._chosen.key
 
     @property
     def pinned(self) -> bool:
@@ -220,9 +226,10 @@ def _join_classic(
 ) -> Members:
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can")
+    key = steering.classic_key(options, fallback)
     steering.refuse_to_mix(address, options.group, given.values())
     with _all_bound(address, bind, _wanted_count(options.group, given), given) as socks:
-        chosen = ClassicBalancer(list(socks.values()), options.group.seed)
+        chosen = ClassicBalancer(list(socks.values()), options.group.seed, key)
         return Members(address, bind, chosen, socks, fallback=fallback)
 
 

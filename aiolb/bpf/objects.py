@@ -49,6 +49,11 @@ class GroupOptions:
             check_count(self.count)
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ConfigurationError(f"a seed is a number from 0 to 2^128 - 1, not {self.seed}")
+        if self.protocol == "tcp" and self.key is not None and self.key.kind == abi.KEY_CUSTOM:
+            raise ConfigurationError(
+                "a key file is for UDP: the first packet of a TCP connection has no payload",
+                hint="--key source, prefix/24,64 or flow",
+            )
 
     @property
     def programs(self) -> tuple[ProgramSpec, ...]:

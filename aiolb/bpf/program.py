@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from aiolb.errors import KernelError, PrivilegeError, UnsupportedError
 LICENSE = "GPL"
 """What the kernel is told; the source is dual-licensed (bpf_trace_printk asks for a GPL-compatible one)."""
 
+_REPORT = "please report this with the kernel's version"
+_FOLLOWED = re.compile(r"^(\d+): \(", re.MULTILINE)  # an instruction in the verifier's log
 _INSTRUCTION = struct.Struct("=BBhi")
 _LD_IMM64 = 0x18
 _PSEUDO_MAP = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
@@ -22,8 +25,8 @@ _PSEUDO_MAP = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
 class VerifierError(KernelError):
     """The kernel's verifier refused the program; ``log`` is its whole output."""
 
-    def __init__(self, message: str, *, log: str, errno: int | None = None) -> None:
-        super().__init__(message, errno=errno, hint="please report this with the kernel's version")
+    def __init__(self, message: str, *, log: str, errno: int | None = None, hint: str = _REPORT) -> None:
+        super().__init__(message, errno=errno, hint=hint)
         self.log = log
 
 
@@ -50,7 +53,7 @@ def load(spec: ProgramSpec, descriptors: Mapping[int, int]) -> int:
     except OSError as error:
         # EACCES comes from the verifier too: only where it has nothing to say, it is a matter of privilege.
         log = syscall.prog_verify(kind, instructions, license_text=LICENSE, name=spec.name, attach_type=use)
-        raise _explain(error, log) from error
+        raise _explain(error, log, spec.places) from error
 
 
 def load_first(specs: Sequence[ProgramSpec], descriptors: Mapping[int, int]) -> tuple[int, ProgramSpec]:
@@ -62,10 +65,15 @@ def load_first(specs: Sequence[ProgramSpec], descriptors: Mapping[int, int]) -> 
     return load(last, descriptors), last
 
 
-def _explain(error: OSError, log: str) -> KernelError:
+def _explain(error: OSError, log: str, places: Mapping[int, str]) -> KernelError:
     reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
     if reasons:
-        return VerifierError(f"the verifier refused the program: {reasons[-1]}", log=log, errno=error.errno)
+        reason = f"the verifier refused the program: {reasons[-1]}"
+        if places:
+            place = _place(log, places)
+            hint = "--verifier-log FILE keeps all that it said; docs/how-to/keys.md says what it asks for"
+            return VerifierError(f"{place}: {reason}" if place else reason, log=log, errno=error.errno, hint=hint)
+        return VerifierError(reason, log=log, errno=error.errno)
     if (refused := privilege_error(error)) is not None:
         return refused
     if error.errno == errno.EINVAL:
@@ -75,6 +83,12 @@ def _explain(error: OSError, log: str) -> KernelError:
             hint="Linux 5.8 or newer has; --balancer classic runs without",
         )
     return KernelError(f"the program cannot be loaded: {error.strerror}", errno=error.errno)
+
+
+def _place(log: str, places: Mapping[int, str]) -> str | None:
+    """The line of a key file that the verifier was at, or had been at last, when it gave up."""
+    followed = [int(number) for number in _FOLLOWED.findall(log)]
+    return next((places[number] for number in reversed(followed) if number in places), None)
 
 
 def privilege_error(error: OSError) -> KernelError | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -21,13 +22,17 @@ _MAGIC = "aiolb-balancer"
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """Relocatable bytecode: instructions of 8 bytes, in which map placeholders wait for their descriptors."""
+    """Relocatable bytecode: instructions of 8 bytes, in which map placeholders wait for their descriptors.
+
+    ``places`` says of an instruction, by its number, which line of a key file it comes from: ``key.c:12``.
+    """
 
     instructions: bytes
     name: str
     source_digest: str
     compiler: str
     migrates: bool = False
+    places: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def digest(self) -> int:

@@ -107,7 +107,8 @@ class GroupState:
         config = self.config
         key = self.key.bytes_of(source, port)
         if key is None:
-            raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source")
+            also = ", but the sender's port too" if config.key == abi.KEY_FLOW else ""
+            raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source{also}")
         return hashing.choose(config.seed, key, self.slots, config.count, self.alive(), newest=config.newest).member
 
     def statistics(self) -> GroupStatistics:
@@ -178,7 +179,7 @@ class GroupState:
                 raise
         # A socket has one place. That in a group which is pinned nowhere goes when its program is no longer attached
         # and the kernel has freed its maps. Until ours is attached the classic balancer steers, or nothing would.
-        syscall.attach_reuseport_classic(sock, classic.program(self.config.count, self.config.seed))
+        syscall.attach_reuseport_classic(sock, classic.program(self.config.count, self.config.seed, self.key))
         deadline = time.monotonic() + FORMER_GROUP_TIMEOUT
         while True:
             try:

@@ -15,6 +15,8 @@ from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.key_file import KeyFile
+from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
@@ -28,7 +30,7 @@ FALLBACK_SETTLE = 0.2
 class JoinOptions:
     """What a collector asks for when it joins; ``group.count`` None is the group's present count.
 
-    ``index`` is its place; who joins with all members has all of them.
+    ``index`` is its place; who joins with all members has all of them. ``key_file`` makes the key ``group.key``.
     """
 
     index: int = 0
@@ -36,25 +38,35 @@ class JoinOptions:
     takeover: bool = False
     compile: bool = False
     debug: bool = False
+    key_file: KeyFile | None = None
     group: GroupOptions = field(default_factory=GroupOptions)
 
     @classmethod
     def of(cls, config: ServeConfig) -> Self:
-        """What the settings of a collector, or of a supervisor, ask for."""
+        """What the settings of a collector, or of a supervisor, ask for. Reads the key file: ConfigurationError."""
+        key_file = None if config.key_file is None else KeyFile.read(config.key_file)
         return cls(
             index=config.index,
             balancer=config.balancer,
             takeover=config.takeover,
             compile=config.compile,
             debug=config.debug,
+            key_file=key_file,
             group=GroupOptions(
                 protocol=config.protocol,
                 count=config.count,
                 seed=config.seed,
                 strict=config.strict,
+                key=_key(config.key, key_file),
                 bpffs=config.bpffs,
             ),
         )
+
+
+def _key(text: str | None, key_file: KeyFile | None) -> Key | None:
+    if key_file is not None:
+        return key_file.key
+    return None if text is None else Key.parse(text)
 
 
 class Place(Protocol):
@@ -80,7 +92,9 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A bound socket in its group. ``fallback`` says why ``auto`` did not take the eBPF balancer.
+    """A bound socket in its group, and the group's key, where it is known.
+
+    ``fallback`` says why ``auto`` did not take the eBPF balancer.
 
     ``others`` are processes with a socket on the address that is outside of the group: it gets nothing while a member
     is alive. They may be members that drain, or another server.
@@ -89,6 +103,7 @@ class Joined:
     sock: socket.socket
     place: Place
     balancer: str
+    key: Key | None = None
     fallback: PrivilegeError | UnsupportedError | None = None
     others: tuple[sockets.Holder, ...] = ()
 
@@ -138,13 +153,14 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
         with _bound(address, bind) as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
-        return Joined(sock, place, "ebpf", others=others)
+        return Joined(sock, place, "ebpf", group.key, others=others)
 
 
 def group_options(options: JoinOptions) -> GroupOptions:
     """The group's options, with the program that was asked for. Raises CompileError."""
-    if options.compile or options.debug:
-        return replace(options.group, program=compiler.compile_balancer(debug=options.debug))
+    if options.compile or options.debug or options.key_file is not None:
+        compiled = compiler.compile_balancer(debug=options.debug, key_file=options.key_file)
+        return replace(options.group, program=compiled)
     return options.group
 
 
@@ -177,17 +193,28 @@ def _join_classic(
 ) -> Joined:
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
+    key = classic_key(options, fallback)
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
     with _bound(address, bind) as sock:
-        attach_classic(sock, count, options.group.seed)
-    return Joined(sock, UnmanagedPlace(count), "classic", fallback)
+        attach_classic(sock, count, options.group.seed, key)
+    return Joined(sock, UnmanagedPlace(count), "classic", key, fallback)
 
 
-def attach_classic(sock: socket.socket, count: int, seed: int | None) -> None:
+def classic_key(options: JoinOptions, fallback: PrivilegeError | UnsupportedError | None) -> Key:
+    """The key that the classic balancer is to use. Raises GroupError for a key file, which it cannot run."""
+    if options.key_file is not None:
+        reason = "" if fallback is None else f": {fallback}"
+        raise GroupError(
+            f"a key file needs the eBPF balancer{reason}", hint="run as root or with CAP_BPF, on Linux 5.8 or newer"
+        ) from fallback
+    return options.group.key or Key()
+
+
+def attach_classic(sock: socket.socket, count: int, seed: int | None, key: Key) -> None:
     """Let the classic balancer choose among the sockets of a bound socket's port. Raises KernelError."""
     try:
-        syscall.attach_reuseport_classic(sock, classic.program(count, seed or 0))
+        syscall.attach_reuseport_classic(sock, classic.program(count, seed or 0, key))
     except OSError as error:
         raise KernelError(
             f"the kernel does not take the classic balancer: {error.strerror}",

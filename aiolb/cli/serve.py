@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from aiolb.cli.groups import bpffs_option
+from aiolb.cli.keys import key_options, verifier_log_kept
 from aiolb.cli.supervise import SUPERVISION, supervise, supervisor_options
 from aiolb.config import BALANCERS, LOOPS, PROTOCOLS, ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
@@ -73,6 +74,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     help="auto: eBPF, or the classic balancer, with a warning, where privileges are missing.",
 )
 @click.option("--seed", type=int, help="Of the source hash, 128 bits.  [default: random, kept by the group]")
+@key_options
 @click.option(
     "--strict/--no-strict",
     default=None,
@@ -143,7 +145,14 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
 @bpffs_option
 @supervisor_options
 def serve(
-    app: str, binds: tuple[str, ...], log_format: str, log_level: str, log_file: Path | None, **settings: Any
+    app: str,
+    binds: tuple[str, ...],
+    *,
+    verifier_log: Path | None,
+    log_format: str,
+    log_level: str,
+    log_file: Path | None,
+    **settings: Any,
 ) -> None:
     """Receive datagrams, or connections, as one member of a group, or with --workers as all of them.
 
@@ -161,14 +170,15 @@ def serve(
     config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
     log = {"log_format": log_format, "level": log_level, "file": log_file and str(log_file.absolute())}
     if "workers" in supervision:
-        supervise(app, binds, config, log, **supervision)
+        with verifier_log_kept(verifier_log):
+            supervise(app, binds, config, log, **supervision)
         return
     if supervision:
         option = next(iter(supervision)).replace("_", "-")
         raise ConfigurationError(f"--{option} is for a supervisor", hint="add --workers N, or --workers auto")
     from aiolb.application import load
 
-    with users_traceback_shown():
+    with users_traceback_shown(), verifier_log_kept(verifier_log):
         load(app, config.protocol).run(
             bind=binds,
             log_format=log_format,

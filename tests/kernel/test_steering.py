@@ -206,7 +206,7 @@ def test_auto_does_not_hide_a_compiler_that_fails(bpffs, address, monkeypatch, a
 def test_the_compiled_balancer_is_loaded(joining, monkeypatch, compiled, compiled_debug):
     """`compile` and `debug` load what bcc makes at that moment."""
     programs = {False: compiled, True: compiled_debug}
-    monkeypatch.setattr(compiler, "compile_balancer", lambda *, debug: programs[debug])
+    monkeypatch.setattr(compiler, "compile_balancer", lambda *, debug, **_: programs[debug])
     for asked in ("compile", "debug"):
         joined = joining(takeover=True, **{asked: True})
         assert joined.place.group.config.program == programs[asked == "debug"].digest
