@@ -5,10 +5,15 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolb.bpf import classic
+from aiolb.bpf.keys import Key
+from aiolb.errors import ConfigurationError
+
+KEYS = st.sampled_from(["source", "flow", "random", "prefix/24,64", "prefix/1,127"]).map(Key.parse)
 
 
 @given(st.ip_addresses(), st.integers(1, 1024), st.integers(0, 2**32 - 1))
@@ -30,13 +35,31 @@ def test_the_seed_decides():
     assert [classic.choose(ip, 64, 1) for ip in sources] != [classic.choose(ip, 64, 2) for ip in sources]
 
 
-@given(st.integers(1, 1024), st.integers(0, 2**32 - 1))
-def test_the_program_ends_and_jumps_inside(count, seed):
+@given(st.integers(1, 1024), st.integers(0, 2**32 - 1), KEYS)
+def test_the_program_ends_and_jumps_inside(count, seed, key):
     """Every jump of the program lands inside it, and its last instruction returns."""
-    code = list(struct.iter_unpack("=HBBI", classic.program(count, seed)))
+    code = list(struct.iter_unpack("=HBBI", classic.program(count, seed, key)))
     assert code[-1][0] == 0x16
     for at, (opcode, if_true, if_false, constant) in enumerate(code):
         if opcode == 0x15:
             assert at + 1 + max(if_true, if_false) < len(code)
         if opcode == 0x05:
             assert at + 1 + constant < len(code)
+
+
+@given(st.ip_addresses(), st.integers(1, 1024), st.integers(0, 2**32 - 1), KEYS, st.integers(0, 65535))
+def test_every_key_has_a_socket(ip, count, seed, key, port):
+    """The number of the socket is below the count; a random key tells none."""
+    if str(key) == "random":
+        with pytest.raises(ConfigurationError, match="the source does not tell the key random"):
+            classic.choose(ip, count, seed, key, port)
+    else:
+        assert 0 <= classic.choose(ip, count, seed, key, port) < count
+
+
+def test_the_key_decides():
+    """Sources of one prefix share a socket, flows of one source do not."""
+    sources = [IPv4Address(0xC0000200 + number) for number in range(256)]
+    prefix, flow = Key.parse("prefix/24,64"), Key.parse("flow")
+    assert len({classic.choose(ip, 64, 1, prefix) for ip in sources}) == 1
+    assert len({classic.choose(sources[0], 64, 1, flow, port) for port in range(1_000)}) == 64

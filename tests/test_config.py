@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,12 @@ def test_what_works(settings):
         ({"protocol": "tcp", "rcvbuf": 1 << 20}, "the receive buffer is for datagrams"),
         ({"balancer": "magic"}, "'magic' is no balancer"),
         ({"loop": "trio"}, "'trio' is no loop"),
+        ({"key": "banana"}, "'banana' is no key"),
+        ({"key": "prefix/24,129"}, "'prefix/24,129' has no such prefixes"),
+        ({"key": "flow", "key_file": Path("k.c")}, "the key is flow, or what k.c says, but not both"),
+        ({"balancer": "none", "key": "source"}, "the balancer 'none' has no key"),
+        ({"balancer": "none", "key_file": Path("k.c")}, "the balancer 'none' has no key"),
+        ({"balancer": "classic", "key_file": Path("k.c")}, "the balancer 'classic' cannot run a key file"),
         ({"balancer": "classic", "takeover": True}, "the balancer 'classic' has no takeover and nothing to compile"),
         ({"balancer": "none", "compile": True}, "the balancer 'none' has no takeover and nothing to compile"),
         ({"balancer": "none", "debug": True}, "the balancer 'none' has no takeover and nothing to compile"),

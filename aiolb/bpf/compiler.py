@@ -83,7 +83,7 @@ def _error(kind: str, detail: str, output: str, source: str | JoinedSource) -> C
     if kind == "broken":
         return CompileError(f"bcc cannot be imported: {detail}", hint=_INSTALL)
     if isinstance(source, JoinedSource) and (said := source.error(output)):
-        return CompileError(said, hint="the functions that it may use are in aiolb/bpf/key.h")
+        return CompileError(said, hint=f"the functions that it may use are in {FOLDER / 'key.h'}")
     errors = [line for line in output.splitlines() if "error:" in line]
     return CompileError(f"the balancer does not compile: {errors[0] if errors else detail}")
 

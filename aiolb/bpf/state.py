@@ -14,7 +14,7 @@ from dataclasses import replace
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.abi import Config, Member
-from aiolb.bpf.keys import Key
+from aiolb.bpf.keys import Key, custom_key
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
@@ -104,11 +104,21 @@ class GroupState:
 
         ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the key.
         """
+        key = self.key
+        data = key.bytes_of(source, port)
+        if data is None:
+            also = ", but the sender's port too" if key.kind == abi.KEY_FLOW else ""
+            raise ConfigurationError(f"the key {key} of the group at {self.address} is not the source{also}")
+        return self._member_of(data)
+
+    def locate_key(self, low: int, high: int) -> int | None:
+        """As :meth:`locate` for ``set_key(key, low, high)`` of a key file. Raises ConfigurationError without one."""
+        if (key := self.key).kind != abi.KEY_CUSTOM:
+            raise ConfigurationError(f"the group at {self.address} has the key {key}, not one of a key file")
+        return self._member_of(custom_key(low, high))
+
+    def _member_of(self, key: bytes) -> int | None:
         config = self.config
-        key = self.key.bytes_of(source, port)
-        if key is None:
-            also = ", but the sender's port too" if config.key == abi.KEY_FLOW else ""
-            raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source{also}")
         return hashing.choose(config.seed, key, self.slots, config.count, self.alive(), newest=config.newest).member
 
     def statistics(self) -> GroupStatistics:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,7 +26,7 @@ from aiolb import sockets
 from aiolb.address import Address, IPAddress, canonical
 from aiolb.bpf import hashing, probe, spec, syscall
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
-from aiolb.bpf.keys import key_of
+from aiolb.bpf.keys import Key
 from aiolb.bpf.members import Bind, Members, join_all
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.bpf.steering import JoinOptions
@@ -259,6 +259,15 @@ class Sender:
         assert self.sock.sendmsg([payload], [control], 0, (to.host, to.port)) == len(payload)
 
 
+class Taken(NamedTuple):
+    """A datagram, and which socket received it."""
+
+    socket: int | str
+    payload: bytes
+    source: IPAddress
+    port: int
+
+
 class Cluster:
     """A group and its members' sockets, all in this process."""
 
@@ -311,13 +320,18 @@ class Cluster:
 
     def receive(self, expected: int) -> dict[IPAddress, int | str]:
         """Take ``expected`` datagrams, each of another source: which socket received each source."""
-        found: dict[IPAddress, int | str] = {}
+        taken = self.take(expected)
+        found = {datagram.source: datagram.socket for datagram in taken}
+        assert len(found) == len(taken), "a source was received twice"
+        return found
+
+    def take(self, expected: int) -> list[Taken]:
+        """Take ``expected`` datagrams out of the sockets."""
+        found: list[Taken] = []
         while len(found) < expected:
             assert self.wait(), f"{expected - len(found)} of {expected} datagrams did not arrive"
             for name, sock in self.sockets.items():
-                for source in _drain(sock):
-                    assert source not in found, f"{source} was received twice"
-                    found[source] = name
+                found += [Taken(name, *datagram) for datagram in _drain(sock)]
         assert len(found) == expected
         return found
 
@@ -339,15 +353,34 @@ class Cluster:
             found |= received
         return found
 
+    def route_flows(
+        self, sources: Iterable[IPAddress], *, to: Address | None = None
+    ) -> dict[tuple[IPAddress, int], int | str]:
+        """Send one datagram from each source, and from a port that the kernel chooses; which socket received each."""
+        target, flows = to or self.target, []
+        for source in sources:
+            with socket.socket(socket.AF_INET if source.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+                if source.version == 6:
+                    sender.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+                sender.bind((str(source), 0))
+                sender.sendto(b"x", (target.host, target.port))
+                flows.append((source, sender.getsockname()[1]))
+        found = {(taken.source, taken.port): taken.socket for taken in self.take(len(flows))}
+        assert found.keys() == set(flows)
+        return found
+
     def predict(self, sources: Iterable[IPAddress], alive: Iterable[int]) -> dict[IPAddress, int | None]:
         """What the pure twin says about each source."""
+        key = self.group.key
+        keys = {source: key.bytes_of(source) for source in sources}
+        return dict(zip(keys, self.members_of(keys.values(), alive), strict=True))
+
+    def members_of(self, keys: Iterable[bytes], alive: Iterable[int]) -> list[int | None]:
+        """The member that the pure twin names for what is hashed of each key."""
         config, slots, living = self.group.config, self.group.slots, set(alive)
-        return {
-            source: hashing.choose(
-                config.seed, key_of(source), slots, config.count, living, newest=config.newest
-            ).member
-            for source in sources
-        }
+        return [
+            hashing.choose(config.seed, key, slots, config.count, living, newest=config.newest).member for key in keys
+        ]
 
     @property
     def statistics(self) -> GroupStatistics:
@@ -362,13 +395,13 @@ class Cluster:
         self.group.close()
 
 
-def _drain(sock: socket.socket) -> Iterator[IPAddress]:
+def _drain(sock: socket.socket) -> Iterator[tuple[bytes, IPAddress, int]]:
     while True:
         try:
-            _, addr = sock.recvfrom(65536)
+            payload, addr = sock.recvfrom(65536)
         except BlockingIOError:
             return
-        yield canonical(ip_address(addr[0]))
+        yield payload, canonical(ip_address(addr[0])), addr[1]
 
 
 @pytest.fixture
@@ -384,8 +417,10 @@ def cluster(bpffs: Path, program: ProgramSpec) -> Iterator[Callable[..., Cluster
         port: int = 0,
         seed: int = SEED,
         strict: bool | None = None,
+        key: Key | None = None,
+        program: ProgramSpec = program,
     ) -> Cluster:
-        options = GroupOptions(count=count, seed=seed, strict=strict, program=program, bpffs=bpffs)
+        options = GroupOptions(count=count, seed=seed, strict=strict, key=key, program=program, bpffs=bpffs)
         made.append(Cluster(Address(host, port), options, range(count) if members is None else members))
         return made[-1]
 

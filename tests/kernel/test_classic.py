@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
+from ipaddress import ip_address
+
 import pytest
 
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import classic, syscall
+from aiolb.bpf.keys import Key
 
+SOURCE, FLOW, RANDOM = Key(), Key.parse("flow"), Key.parse("random")
 UNPRIVILEGED = """
 import json, os, socket
 from ipaddress import ip_address
@@ -44,7 +50,7 @@ print(json.dumps([right, capabilities]))
 def classic_cluster(cluster):
     """Sockets with the classic program, numbered in bind order, and a sender: ``classic_cluster("127.0.0.1", 3)``."""
 
-    def make(host, count, seed=0):
+    def make(host, count, seed=0, key=SOURCE):
         group = cluster(1, host=host)
         group.kill(0)
         # The socket that reserves the port is number 0 as long as it is open.
@@ -53,7 +59,7 @@ def classic_cluster(cluster):
         for number in range(1, count):
             group.bind(number)
         for sock in group.sockets.values():
-            syscall.attach_reuseport_classic(sock, classic.program(count, seed))
+            syscall.attach_reuseport_classic(sock, classic.program(count, seed, key))
         return group
 
     return make
@@ -79,6 +85,57 @@ def test_v4_sources_at_a_dual_stack_socket(classic_cluster, sources_v4):
     group, sources = classic_cluster("::", 3), sources_v4(1_000)
     received = group.route(sources, to=Address("127.0.0.1", group.address.port))
     assert received == {source: classic.choose(source, 3) for source in sources}
+
+
+@pytest.mark.parametrize("text", ["prefix/24,64", "prefix/9,33", "prefix/32,1"])
+def test_prefixes(netns, classic_cluster, sources_v4, sources_v6, text):
+    """The twin names the socket of every source by its prefix, for IPv4 and IPv6."""
+    netns.add_local("fd00::/8")
+    key = Key.parse(text)
+    for host, sources in (("127.0.0.1", sources_v4(500)), ("::1", sources_v6(500))):
+        group = netns.call(classic_cluster, host, 5, 7, key)
+        assert netns.call(group.route, sources) == {source: classic.choose(source, 5, 7, key) for source in sources}
+
+
+def test_flows(netns, classic_cluster, sources_v4, sources_v6):
+    """The twin names the socket of every flow, for IPv4 and IPv6, and spreads one source's."""
+    netns.add_local("fd00::/8")
+    for host, sources in (("127.0.0.1", sources_v4(200)), ("::1", sources_v6(200))):
+        group = netns.call(classic_cluster, host, 3, 7, FLOW)
+        received = netns.call(group.route_flows, sources + sources[:1] * 60)
+        assert received == {flow: classic.choose(flow[0], 3, 7, FLOW, flow[1]) for flow in received}
+        assert {number for (source, _), number in received.items() if source == sources[0]} == {0, 1, 2}
+
+
+def test_flows_at_a_dual_stack_socket(classic_cluster, sources_v4):
+    """An IPv4 flow at a [::] socket is steered by its IPv4 source and its port."""
+    group = classic_cluster("::", 3, key=FLOW)
+    received = group.route_flows(sources_v4(200), to=Address("127.0.0.1", group.address.port))
+    assert received == {flow: classic.choose(flow[0], 3, 0, FLOW, flow[1]) for flow in received}
+
+
+def test_flows_behind_ip_options(classic_cluster):
+    """The port is found behind an IPv4 header with options."""
+    group = classic_cluster("127.0.0.1", 4, key=FLOW)
+    ports = []
+    for _ in range(50):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01" * 8)  # no operation
+            sender.bind(("127.0.0.1", 0))
+            sender.sendto(b"x", (group.address.host, group.address.port))
+            ports.append(sender.getsockname()[1])
+    received = {taken.port: taken.socket for taken in group.take(50)}
+    assert received == {port: classic.choose(ip_address("127.0.0.1"), 4, 0, FLOW, port) for port in ports}
+
+
+def test_random(classic_cluster):
+    """Datagrams of one flow are spread evenly over the sockets, within six standard deviations."""
+    group, received = classic_cluster("127.0.0.1", 4, key=RANDOM), Counter()
+    for _ in range(30):
+        group.send([ip_address("127.0.0.1")] * 100)
+        received.update(taken.socket for taken in group.take(100))
+    assert received.keys() == {0, 1, 2, 3}
+    assert all(abs(number - 750) < 6 * 23.8 for number in received.values()), received
 
 
 def test_the_last_socket_takes_the_number_of_a_closed_one(classic_cluster, sources_v4):
