@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from aiolb.bpf import hashing
-from aiolb.bpf.keys import key_of
+from aiolb.bpf.keys import Key
 
 READ = 'mount -t tracefs tracefs "$1" && cat "$1/trace"'
 
@@ -41,7 +41,7 @@ def written(source):
 def lines(group, sources, actions):
     """The lines that are expected: each source with its slot, the member that got it, and what was done."""
     return sorted(
-        f"source={written(source)} slot={hashing.slot_of(group.group.config.seed, key_of(source))} "
+        f"source={written(source)} slot={hashing.slot_of(group.group.config.seed, group.group.key.bytes_of(source))} "
         f"member={member} action={action}"
         for source, (member, action) in zip(sources, actions, strict=True)
     )
@@ -72,6 +72,16 @@ def test_v6(netns, cluster, traced):
     group = netns.call(cluster, 3, host="::1")
     received = netns.call(group.route, sources)
     assert sorted(traced(sources)) == lines(group, sources, [(received[source], "steer") for source in sources])
+
+
+def test_the_slot_is_that_of_the_key(cluster, traced):
+    """Sources of one prefix have one slot, that of the prefix."""
+    group, (first,) = cluster(3, key=Key.parse("prefix/24,64")), random_v4(1)
+    sources = [IPv4Address(int(first) & ~0xFF | host) for host in (1, 2, 3)]
+    received = group.route(sources)
+    told = traced(sources)
+    assert sorted(told) == lines(group, sources, [(received[source], "steer") for source in sources])
+    assert len({line.partition(" slot=")[2] for line in told}) == 1
 
 
 def test_unsteered(cluster, traced):

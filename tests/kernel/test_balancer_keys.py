@@ -6,14 +6,19 @@ import select
 import socket
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
 
+from aiolb import sockets
 from aiolb.address import Address
+from aiolb.bpf import members
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.keys import Key
+from aiolb.bpf.steering import JoinOptions
+from aiolb.config import ServeConfig
 from aiolb.errors import ConfigurationError
 
 PREFIX, FLOW, RANDOM = Key.parse("prefix/24,64"), Key.parse("flow"), Key.parse("random")
@@ -112,6 +117,21 @@ def test_random(cluster):
         assert all(abs(count - number * share) < bound for count in received.values()), received
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_all_members_of_one_process(bpffs, pinned):
+    """A group with all members in one process has the key that its settings ask for, pinned or not."""
+    options = JoinOptions.of(ServeConfig(key="prefix/24,64", balancer="ebpf", count=3, bpffs=bpffs))
+    if not pinned:
+        options = replace(options, group=replace(options.group, bpffs=None))
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as address:
+        group = members.join_all(address, sockets.bind_reuseport, options)
+        try:
+            assert group.pinned == pinned
+            assert group.key == group[0].place.group.key == PREFIX
+        finally:
+            group.close(forget=True)
+
+
 @pytest.mark.parametrize("key", [PREFIX, FLOW])
 def test_locate(cluster, sources_v4, key):
     """The group names the member that gets a source's datagrams, by its key."""
@@ -150,9 +170,9 @@ def listener(address):
     return sock
 
 
-def accept(members):
+def accept(listeners):
     """Accept a connection where there is one, and read what it sends; which socket it came from."""
-    readable, _, _ = select.select(members, [], [], 10)
+    readable, _, _ = select.select(listeners, [], [], 10)
     connection, _ = readable[0].accept()
     with connection:
         connection.settimeout(10)
@@ -166,18 +186,18 @@ def test_random_connections(netns, bpffs, syncookies):
     netns.call(Path("/proc/sys/net/ipv4/tcp_syncookies").write_text, syncookies)
     listening = netns.call(listener, Address("127.0.0.1", 0))
     address = Address(*listening.getsockname())
-    members = [listening, *(netns.call(listener, address) for _ in range(3))]
+    listeners = [listening, *(netns.call(listener, address) for _ in range(3))]
     options = GroupOptions(count=4, protocol="tcp", key=RANDOM, bpffs=bpffs)
     with ExitStack() as stack:
-        for sock in members:
+        for sock in listeners:
             stack.callback(sock.close)
         with netns.call(Group.opened_or_created, address, options) as group:
             stack.callback(group.close)
-        for index, sock in enumerate(members):
+        for index, sock in enumerate(listeners):
             group.join(sock, index)
         clients = netns.call(connect, address, 200)
-        accepted = [accept(members) for _ in clients]
+        accepted = [accept(listeners) for _ in clients]
         for client in clients:
             client.close()
-        assert set(accepted) == set(members)
+        assert set(accepted) == set(listeners)
         assert sum(member.packets for member in group.statistics().members) == 200 * int(syncookies)

@@ -1,0 +1,205 @@
+"""`aiolb serve` with a key: what it logs, what the members get, what it refuses, and what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from aiolb import sockets
+from aiolb.address import Address
+from aiolb.bpf.group import Group
+from aiolb.bpf.key_file import KeyFile
+from aiolb.cli.members import MemberProcess
+
+AIOLB = [sys.executable, "-m", "aiolb"]
+DEADLINE = 30
+SESSION = Path(__file__).parent.parent.parent / "examples/keys/session.c"
+TABLE = """int key_of(const struct packet *packet, struct key *key)
+{
+	u64 table[4] = {1, 2, 3, 4};
+	u8 type;
+
+	if (load_u8(packet, 0, &type))
+		return -1;
+	return set_key(key, table[type & 7], 0);
+}
+"""
+
+
+@pytest.fixture
+def address():
+    """A free port of 127.0.0.1 that stays free."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
+        yield free
+
+
+@pytest.fixture
+async def start(bpffs, address, tmp_path):
+    """Members or supervisors with the given options, ready; killed at the end."""
+    numbers = itertools.count()
+    async with AsyncExitStack() as stack:
+
+        async def start(*options, ready="ready"):
+            arguments = ["discard", "--bind", str(address), "--bpffs", str(bpffs), *map(str, options)]
+            process = MemberProcess(*arguments, report=tmp_path / f"{next(numbers)}.json")
+            member = await stack.enter_async_context(process)
+            async with asyncio.timeout(DEADLINE):
+                return member, await member.event(ready)
+
+        yield start
+
+
+@pytest.fixture
+def refused(bpffs, address):
+    """Run a serve that is expected to fail: its exit status, and what it says."""
+
+    def run(*options, prefix=()):
+        command = [*prefix, *AIOLB, "serve", "discard", "--bind", str(address), "--bpffs", str(bpffs)]
+        child = subprocess.run(
+            [*command, *map(str, options)], capture_output=True, text=True, timeout=DEADLINE, check=False
+        )
+        assert child.stdout == ""
+        return child.returncode, child.stderr.splitlines()
+
+    return run
+
+
+def send(address, payloads, *, source="127.0.0.1"):
+    """Send from one source, and from one port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((source, 0))
+        for payload in payloads:
+            sender.sendto(payload, (address.host, address.port))
+
+
+async def stopped(*members):
+    """Stop members; how many datagrams each received."""
+    reports = []
+    for member in members:
+        async with asyncio.timeout(DEADLINE):
+            reports.append(await member.stop())
+    return [report["received"] for report in reports]
+
+
+async def received_by_workers(supervisor):
+    """Stop a supervisor; how many datagrams each of its members received."""
+    async with asyncio.timeout(DEADLINE):
+        report = await supervisor.stop()
+    return [member["received"] for member in report["members"]]
+
+
+async def test_the_ready_line_says_the_key(start, address, bpffs):
+    """A key is said when it is not the source, by who asked for it and by who joins later without."""
+    first, ready = await start("--key", "prefix/24,64", "--count", "2")
+    assert ready["key"] == "prefix/24,64"
+    second, ready = await start("--index", "1")
+    assert ready["key"] == "prefix/24,64"
+    with closing(Group.open(address, bpffs=bpffs)) as group:
+        assert str(group.key) == "prefix/24,64"
+    assert await stopped(first, second) == [0, 0]
+
+
+async def test_the_source_is_not_said(start):
+    """The usual key needs no words."""
+    member, ready = await start("--key", "source")
+    assert "key" not in ready
+    assert await stopped(member) == [0]
+
+
+async def test_random_members(start, address):
+    """With a random key one flow is spread over the members."""
+    first, _ = await start("--key", "random", "--count", "2")
+    second, _ = await start("--index", "1")
+    send(address, [b"x"] * 100)
+    received = await stopped(first, second)
+    assert sum(received) == 100
+    assert all(received)  # one of them gets none once in 2^99
+
+
+async def test_a_supervisor(start, address):
+    """A supervisor's group has the key too, and says it."""
+    supervisor, supervising = await start("--key", "random", "--workers", "2", ready="supervising")
+    assert supervising["key"] == "random"
+    send(address, [b"x"] * 100)
+    received = await received_by_workers(supervisor)
+    assert sum(received) == 100
+    assert all(received)  # one of them gets none once in 2^99
+
+
+@pytest.mark.usefixtures("compiled")
+async def test_a_supervisor_with_a_key_file(start, address):
+    """One session of a key file stays on one worker, wherever it is sent from."""
+    supervisor, supervising = await start("--key-file", SESSION, "--workers", "2", ready="supervising")
+    assert supervising["key"] == str(KeyFile.read(SESSION).key)
+    for number in range(20):
+        send(address, [b"head" + bytes(8)] * 5, source=f"127.0.0.{number + 1}")
+    assert sorted(await received_by_workers(supervisor)) == [0, 100]
+
+
+@pytest.mark.usefixtures("compiled")
+async def test_debug_with_a_key_file(start):
+    """A key file can be compiled for debugging."""
+    member, ready = await start("--key-file", SESSION, "--debug")
+    assert ready["key"] == str(KeyFile.read(SESSION).key)
+    assert await stopped(member) == [0]
+
+
+async def test_a_group_keeps_its_key(start, refused, address):
+    """Another key than the group's is refused with both, and how to have it."""
+    member, _ = await start("--key", "prefix/24,64")
+    status, said = await asyncio.to_thread(refused, "--key", "flow", "--takeover")
+    assert (status, said[0]) == (3, f"aiolb: error: the group at {address} has the key prefix/24,64, not flow")
+    assert said[1].startswith("  hint: leave --key out, or start afresh: stop its members, then rm -r /")
+    assert await stopped(member) == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--key", "sauce"], "aiolb: error: 'sauce' is no key"),
+        (["--key", "flow", "--key-file", "k.c"], "aiolb: error: the key is flow, or what k.c says, but not both"),
+        (["--key-file", "/nonexistent"], "aiolb: error: the key file /nonexistent cannot be read: No such file or dir"),
+    ],
+)
+def test_wrong_usage(refused, options, first):
+    """What cannot work is refused as wrong usage."""
+    status, said = refused(*options)
+    assert status == 2
+    assert said[0].startswith(first)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+def test_a_verifier_that_refuses(refused, tmp_path, bpffs, workers):
+    """The key file's line is told, the whole log is in the file that was named, and nothing is pinned."""
+    key_file, log = tmp_path / "table.c", tmp_path / "verifier.log"
+    key_file.write_text(TABLE)
+    status, said = refused("--key-file", key_file, "--verifier-log", log, *workers)
+    assert status == 3
+    assert said[0].startswith(f"aiolb: error: {key_file}:8: the verifier refused the program: ")
+    assert said[1].startswith("  hint: --verifier-log FILE keeps all that it said")
+    assert len(said) == 2
+    assert said[0].rpartition(": ")[2] in log.read_text()
+    assert list(bpffs.glob("aiolb/*/*")) == []
+    status, said = refused("--key-file", key_file, "--verifier-log", tmp_path / "none/log", *workers)
+    assert status == 2
+    assert said[0].endswith(
+        f", and the verifier's log cannot be written to {tmp_path}/none/log: No such file or directory"
+    )
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+def test_a_key_file_needs_privileges(refused, powerless, workers):
+    """Where the classic balancer would have to do, a key file is refused."""
+    status, said = refused("--key-file", SESSION, *workers, prefix=[*powerless, "--ambient-caps=-all"])
+    assert status == 3
+    assert said[0].startswith("aiolb: error: a key file needs the eBPF balancer: ")
+    assert said[1] == "  hint: run as root or with CAP_BPF, on Linux 5.8 or newer"
