@@ -67,7 +67,7 @@ def test_other_texts_are_other_programs(compiled):
     debug = compiler.compile_balancer(key_file=KeyFile("k.c", SHORT), debug=True)
     assert once == again
     assert len({compiled.digest, once.digest, debug.digest}) == 3
-    assert compiled.places == {}
+    assert compiled.places is None
 
 
 @pytest.mark.usefixtures("compiled")
@@ -92,6 +92,18 @@ def test_a_mistake_has_its_line(text, message):
         compiler.compile_balancer(key_file=KeyFile("k.c", text))
     assert str(caught.value).startswith(message)
     assert caught.value.hint == f"the functions that it may use are in {spec.FOLDER / 'key.h'}"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_function_that_calls_itself():
+    """What cannot be inlined is refused before the verifier has to."""
+    text = (
+        "static int f(int n) { return n ? f(n - 1) * 3 + n : 0; }\n"
+        + HEAD
+        + "{ return set_key(key, f(payload_length(packet)), 1); }"
+    )
+    with pytest.raises(CompileError, match=r"^k\.c calls a function that cannot be inlined"):
+        compiler.compile_balancer(key_file=KeyFile("k.c", text))
 
 
 @pytest.mark.usefixtures("compiled")

@@ -24,7 +24,7 @@ def test_every_block_is_tested() -> None:
     assert set(re.findall(r"^```(\S+)$", README, re.MULTILINE)) == {"sh", "python", "text"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/how-to/keys.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """Each link to a file of the project leads to one."""
     path = ROOT / document

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from aiolb.bpf.key_file import JoinedSource, KeyFile
 from aiolb.bpf.spec import BYTECODE, FOLDER, MIGRATING, ProgramSpec, source_digest
 from aiolb.errors import CompileError
+
+_CALL = 0x85
 
 TIMEOUT = 60
 """Seconds that a compilation may take; measured 0.5."""
@@ -38,14 +41,25 @@ def compile_balancer(*, debug: bool = False, migrates: bool = False, key_file: K
     answer, output = _ask_bcc({**request, "lines": key_file is not None})
     if "error" in answer:
         raise _error(answer["error"], answer["detail"], output, joined)
+    bytecode = base64.b64decode(answer["bytecode"])
+    if key_file is not None and _calls_functions(bytecode):
+        raise CompileError(
+            f"{key_file.name} calls a function that cannot be inlined",
+            hint="a function of a key file cannot call itself",
+        )
     return ProgramSpec(
-        base64.b64decode(answer["bytecode"]),
+        bytecode,
         "aiolb_debug" if debug else "aiolb_compiled",
         source_digest(),
         answer["compiler"],
         migrates,
-        joined.places(output) if isinstance(joined, JoinedSource) else {},
+        joined.places(output) if isinstance(joined, JoinedSource) else None,
     )
+
+
+def _calls_functions(bytecode: bytes) -> bool:
+    """Whether a call is one of another function (BPF_PSEUDO_CALL), which bcc leaves behind, and not of the kernel."""
+    return any(code == _CALL and registers >> 4 == 1 for code, registers in struct.iter_unpack("=BB6x", bytecode))
 
 
 def _ask_bcc(request: dict[str, object]) -> tuple[dict[str, str], str]:

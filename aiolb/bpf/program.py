@@ -65,11 +65,11 @@ def load_first(specs: Sequence[ProgramSpec], descriptors: Mapping[int, int]) -> 
     return load(last, descriptors), last
 
 
-def _explain(error: OSError, log: str, places: Mapping[int, str]) -> KernelError:
+def _explain(error: OSError, log: str, places: Mapping[int, str] | None) -> KernelError:
     reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
     if reasons:
         reason = f"the verifier refused the program: {reasons[-1]}"
-        if places:
+        if places is not None:
             place = _place(log, places)
             hint = "--verifier-log FILE keeps all that it said; docs/how-to/keys.md says what it asks for"
             return VerifierError(f"{place}: {reason}" if place else reason, log=log, errno=error.errno, hint=hint)

@@ -24,7 +24,8 @@ _MAGIC = "aiolb-balancer"
 class ProgramSpec:
     """Relocatable bytecode: instructions of 8 bytes, in which map placeholders wait for their descriptors.
 
-    ``places`` says of an instruction, by its number, which line of a key file it comes from: ``key.c:12``.
+    ``places`` says of an instruction, by its number, which line of a key file it comes from: ``key.c:12``. None: there
+    is no key file.
     """
 
     instructions: bytes
@@ -32,7 +33,7 @@ class ProgramSpec:
     source_digest: str
     compiler: str
     migrates: bool = False
-    places: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
+    places: Mapping[int, str] | None = field(default=None, compare=False, repr=False)
 
     @property
     def digest(self) -> int:

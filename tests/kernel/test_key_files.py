@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import socket
 import struct
@@ -22,7 +23,8 @@ from aiolb.bpf.program import VerifierError
 from aiolb.bpf.steering import JoinOptions
 from aiolb.errors import CompileError, ConfigurationError, GroupError
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples/keys"
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT, EXAMPLES = ROOT / "docs/how-to/keys.md", ROOT / "examples/keys"
 SOURCE = IPv4Address("127.0.0.1")
 UDP_SEGMENT = 103
 TABLE = """
@@ -155,6 +157,15 @@ def test_quic_connections(keyed, sources_v4):
         assert steered(group, [(source, header(each, 1)) for each in ids]) == expected
     longer = [(SOURCE, long_header(each + secrets.token_bytes(12), 2)) for each in ids]
     assert steered(group, longer) == expected
+
+
+def test_connection_ids_of_a_member(keyed):
+    """The function that docs/how-to/keys.md shows makes connection ids that steer to the member that asks."""
+    group, shown = keyed("quic_connection"), {}
+    (text,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    exec(text, shown)  # noqa: S102 - our own documentation
+    ids = [shown["new_connection_id"](group.group, index) for index in range(5)]
+    assert steered(group, [(SOURCE, short_header(each, 1)) for each in ids]) == [0, 1, 2, 3, 4]
 
 
 def test_no_quic_is_steered_by_its_source(keyed, sources_v4):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from aiolb import sockets
 from aiolb.address import Address
-from aiolb.bpf.group import Group
+from aiolb.bpf import compiler, spec
+from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 from aiolb.cli.members import MemberProcess
 
 AIOLB = [sys.executable, "-m", "aiolb"]
 DEADLINE = 30
+DOCUMENT = Path(__file__).parent.parent.parent / "docs/how-to/keys.md"
 SESSION = Path(__file__).parent.parent.parent / "examples/keys/session.c"
 TABLE = """int key_of(const struct packet *packet, struct key *key)
 {
@@ -158,6 +162,54 @@ async def test_a_group_keeps_its_key(start, refused, address):
     assert (status, said[0]) == (3, f"aiolb: error: the group at {address} has the key prefix/24,64, not flow")
     assert said[1].startswith("  hint: leave --key out, or start afresh: stop its members, then rm -r /")
     assert await stopped(member) == [0]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("command", re.findall(r"^aiolb .*", DOCUMENT.read_text(), re.MULTILINE))
+def test_commands_of_the_documentation(command, needs):
+    """Each command of docs/how-to/keys.md starts as it is written, and stops."""
+    for tool, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        needs(tool, package)
+    prepared = f"ip link set lo up && mount -t bpf bpf /sys/fs/bpf && exec {sys.executable} -m {command}"
+    with subprocess.Popen(
+        ["unshare", "--net", "--mount", "sh", "-c", prepared],  # noqa: S607 - found by PATH on every system
+        cwd=DOCUMENT.parent.parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        killer = Timer(DEADLINE, server.kill)
+        killer.start()
+        said = []
+        for line in server.stderr:
+            said.append(line)
+            if ("supervising" if "--workers" in command else "ready") in line:
+                server.terminate()
+        killer.cancel()
+        killer.join()
+    assert server.returncode == 0, said
+    assert any("key=" in line for line in said)
+
+
+def test_functions_of_the_documentation():
+    """The table names the functions that a key file may use, each with its arguments, and no other."""
+    header = (spec.FOLDER / "key.h").read_text()
+    functions = set(re.findall(r"^HELPER \S+ (\w+)\(", header, re.MULTILINE))
+    table = DOCUMENT.read_text().partition("| function |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)(?:\(|`)", table)) == functions
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_file_of_the_documentation_compiles(bpffs):
+    """The key file that docs/how-to/keys.md shows is one that the kernel takes."""
+    (text,) = re.findall(r"^```c\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    key_file = KeyFile("shown.c", text)
+    program = compiler.compile_balancer(key_file=key_file)
+    options = GroupOptions(key=key_file.key, program=program, bpffs=bpffs)
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as free, Group.opened_or_created(free, options) as group:
+        assert group.key == key_file.key
+        group.delete()
+    group.close()
 
 
 @pytest.mark.parametrize(
