@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from aiolb import sockets
-from aiolb.address import Address
 from aiolb.bpf import compiler, steering
 from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.key_file import KeyFile
@@ -245,13 +244,6 @@ def join(bpffs, compiled):  # noqa: ARG001 - bcc is there
     for each in joined:
         each.sock.close()
         each.place.close(forget=True)
-
-
-@pytest.fixture
-def address():
-    """A port that stays reserved for a test."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as reserved:
-        yield reserved
 
 
 def test_a_verifier_that_refuses_names_the_line(join, bpffs, address):

@@ -13,16 +13,16 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
+import serving
 
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import compiler, spec
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
-from aiolb.cli.members import MemberProcess
 
 AIOLB = [sys.executable, "-m", "aiolb"]
-DEADLINE = 30
+DEADLINE = serving.DEADLINE
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/how-to/keys.md"
 SESSION = Path(__file__).parent.parent.parent / "examples/keys/session.c"
 TABLE = """int key_of(const struct packet *packet, struct key *key)
@@ -38,13 +38,6 @@ TABLE = """int key_of(const struct packet *packet, struct key *key)
 
 
 @pytest.fixture
-def address():
-    """A free port of 127.0.0.1 that stays free."""
-    with sockets.reserved_port(Address("127.0.0.1", 0)) as free:
-        yield free
-
-
-@pytest.fixture
 async def start(bpffs, address, tmp_path):
     """Members or supervisors with the given options, ready; killed at the end."""
     numbers = itertools.count()
@@ -52,10 +45,9 @@ async def start(bpffs, address, tmp_path):
 
         async def start(*options, ready="ready"):
             arguments = ["discard", "--bind", str(address), "--bpffs", str(bpffs), *map(str, options)]
-            process = MemberProcess(*arguments, report=tmp_path / f"{next(numbers)}.json")
+            process = serving.Member(*arguments, report=tmp_path / f"{next(numbers)}.json")
             member = await stack.enter_async_context(process)
-            async with asyncio.timeout(DEADLINE):
-                return member, await member.event(ready)
+            return member, await member.event(ready)
 
         yield start
 
@@ -85,18 +77,12 @@ def send(address, payloads, *, source="127.0.0.1"):
 
 async def stopped(*members):
     """Stop members; how many datagrams each received."""
-    reports = []
-    for member in members:
-        async with asyncio.timeout(DEADLINE):
-            reports.append(await member.stop())
-    return [report["received"] for report in reports]
+    return [(await member.stop())["received"] for member in members]
 
 
 async def received_by_workers(supervisor):
     """Stop a supervisor; how many datagrams each of its members received."""
-    async with asyncio.timeout(DEADLINE):
-        report = await supervisor.stop()
-    return [member["received"] for member in report["members"]]
+    return [member["received"] for member in (await supervisor.stop())["members"]]
 
 
 async def test_the_ready_line_says_the_key(start, address, bpffs):
