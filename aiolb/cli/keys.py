@@ -54,6 +54,7 @@ def verifier_log_kept(path: Path | None) -> Iterator[None]:
     except VerifierError as error:
         if path is not None:
             _write(path, error)
+            error.hint = f"all that it said is in {path}"
         raise
 
 
