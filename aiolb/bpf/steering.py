@@ -103,9 +103,9 @@ class Joined:
     sock: socket.socket
     place: Place
     balancer: str
-    key: Key | None = None
     fallback: PrivilegeError | UnsupportedError | None = None
     others: tuple[sockets.Holder, ...] = ()
+    key: Key | None = None
 
 
 class UnmanagedPlace:
@@ -153,7 +153,7 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
         with _bound(address, bind) as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
-        return Joined(sock, place, "ebpf", group.key, others=others)
+        return Joined(sock, place, "ebpf", others=others, key=group.key)
 
 
 def group_options(options: JoinOptions) -> GroupOptions:
@@ -198,7 +198,7 @@ def _join_classic(
     count = options.group.count or 1
     with _bound(address, bind) as sock:
         attach_classic(sock, count, options.group.seed, key)
-    return Joined(sock, UnmanagedPlace(count), "classic", key, fallback)
+    return Joined(sock, UnmanagedPlace(count), "classic", fallback, key=key)
 
 
 def classic_key(options: JoinOptions, fallback: PrivilegeError | UnsupportedError | None) -> Key:
