@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiolb.address import DEFAULT_PORT, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
-from aiolb.bpf.keys import Key
+from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
 from aiolb.errors import ConfigurationError
 
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
@@ -90,7 +90,7 @@ class ServeConfig:
             )
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
-        _check_key(self.key, self.key_file, self.balancer)
+        _check_key(self.key, self.key_file, self.balancer, self.protocol)
         if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):
             raise ConfigurationError(
                 f"the balancer {self.balancer!r} has no takeover and nothing to compile or debug",
@@ -124,7 +124,7 @@ def _check_members(index: int, count: int | None) -> None:
         )
 
 
-def _check_key(key: str | None, key_file: Path | None, balancer: str) -> None:
+def _check_key(key: str | None, key_file: Path | None, balancer: str, protocol: str) -> None:
     if key is not None:
         Key.parse(key)
     if key is not None and key_file is not None:
@@ -135,6 +135,8 @@ def _check_key(key: str | None, key_file: Path | None, balancer: str) -> None:
         raise ConfigurationError("the balancer 'none' has no key: the kernel hashes addresses and ports")
     if balancer == "classic" and key_file is not None:
         raise ConfigurationError("the balancer 'classic' cannot run a key file", hint="--balancer ebpf can")
+    if protocol == "tcp" and key_file is not None:
+        raise ConfigurationError(TCP_HAS_NO_PAYLOAD, hint="--key source, prefix/24,64, flow or random")
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

@@ -83,6 +83,10 @@ def test_what_works(settings):
         ({"key": "flow", "key_file": Path("k.c")}, "the key is flow, or what k.c says, but not both"),
         ({"balancer": "none", "key": "source"}, "the balancer 'none' has no key"),
         ({"balancer": "none", "key_file": Path("k.c")}, "the balancer 'none' has no key"),
+        (
+            {"protocol": "tcp", "key_file": Path("k.c")},
+            "a key file is for UDP: the first packet of a TCP connection has",
+        ),
         ({"balancer": "classic", "key_file": Path("k.c")}, "the balancer 'classic' cannot run a key file"),
         ({"balancer": "classic", "takeover": True}, "the balancer 'classic' has no takeover and nothing to compile"),
         ({"balancer": "none", "compile": True}, "the balancer 'none' has no takeover and nothing to compile"),

@@ -10,6 +10,9 @@ from typing import Self
 from aiolb.bpf.abi import KEY_CUSTOM, KEY_FLOW, KEY_RANDOM, KEY_SOURCE, U32, U64, Config
 from aiolb.errors import ConfigurationError
 
+TCP_HAS_NO_PAYLOAD = "a key file is for UDP: the first packet of a TCP connection has no payload"
+"""Why a key file is refused."""
+
 _WORDS = struct.Struct("=QQ")
 _PREFIX = "prefix/"
 _CHOICES = "source, flow, random, or prefix/BITS,BITS for IPv4 and IPv6, e.g. prefix/24,64"

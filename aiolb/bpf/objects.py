@@ -16,7 +16,7 @@ from typing import Self
 from aiolb.address import Address
 from aiolb.bpf import abi, program, slots, spec
 from aiolb.bpf.abi import BPFFS, Config, Member
-from aiolb.bpf.keys import Key
+from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
 from aiolb.bpf.maps import LayoutMismatchError, Maps
 from aiolb.bpf.pins import Pins, namespace_cookie
 from aiolb.bpf.spec import ProgramSpec
@@ -50,10 +50,7 @@ class GroupOptions:
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ConfigurationError(f"a seed is a number from 0 to 2^128 - 1, not {self.seed}")
         if self.protocol == "tcp" and self.key is not None and self.key.kind == abi.KEY_CUSTOM:
-            raise ConfigurationError(
-                "a key file is for UDP: the first packet of a TCP connection has no payload",
-                hint="--key source, prefix/24,64 or flow",
-            )
+            raise ConfigurationError(TCP_HAS_NO_PAYLOAD)
 
     @property
     def programs(self) -> tuple[ProgramSpec, ...]:

@@ -240,3 +240,19 @@ def test_a_key_file_needs_privileges(refused, powerless, workers):
     assert status == 3
     assert said[0].startswith("aiolb: error: a key file needs the eBPF balancer: ")
     assert said[1] == "  hint: run as root or with CAP_BPF, on Linux 5.8 or newer"
+
+
+async def test_connections(start, address):
+    """A group of TCP listeners has a key too: connections of one source are spread by their port."""
+    members = []
+    for index in range(2):
+        options = ["--protocol", "tcp", "--key", "flow", "--index", index, "--count", 2]
+        members.append((await start(*options))[0])
+    for _ in range(40):
+        with socket.create_connection((address.host, address.port), timeout=DEADLINE) as connection:
+            connection.sendall(b"x")
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    accepted = [(await member.stop())["accepted"] for member in members]
+    assert sum(accepted) == 40
+    assert all(accepted)  # one of them gets none once in 2^39
