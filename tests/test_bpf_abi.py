@@ -18,6 +18,7 @@ STRUCTS = {
     "member_stats": abi.MemberStats,
     "group_stats": abi.GroupStats,
     "rule": abi.Rule,
+    "bucket": abi.Bucket,
     "event": abi.Event,
 }
 

@@ -194,6 +194,14 @@ INLINE u64 rehash(u64 hash)
 		asm volatile("# " #field ::: "memory");                                               \
 	} while (0)
 
+/* Unrolled by hand: a user with CAP_BPF but not CAP_PERFMON has a verifier that also follows mispredicted branches
+ * (Spectre v1), and it never finds the end of a counted loop. */
+#define REPEAT_4(step, n) step(n) step((n) + 1) step((n) + 2) step((n) + 3)
+#define REPEAT_16(step, n)                                                                            \
+	REPEAT_4(step, n) REPEAT_4(step, (n) + 4) REPEAT_4(step, (n) + 8) REPEAT_4(step, (n) + 12)
+#define REPEAT_64(step, n)                                                                            \
+	REPEAT_16(step, n) REPEAT_16(step, (n) + 16) REPEAT_16(step, (n) + 32) REPEAT_16(step, (n) + 48)
+
 /* The guard: may this packet pass? Otherwise the reason why not, as an ACTION_…. */
 INLINE int follow_rules(const struct config *config, const struct packet *packet, struct group_stats *stats)
 {
@@ -204,10 +212,10 @@ INLINE int follow_rules(const struct config *config, const struct packet *packet
 	key.source[0] = packet->source[0];
 	key.source[1] = packet->source[1];
 	rule = bpf_map_lookup_elem_((u64)MAP(MAP_RULES), &key);
-	if (rule) {
+	if (rule && !(packet->is_v4 && rule->ipv6)) {
 		__sync_fetch_and_add(&rule->packets, 1);
 		__sync_fetch_and_add(&rule->bytes, packet->bytes);
-		if (rule->action != RULE_DENY)
+		if (rule->action == RULE_ALLOW)
 			return ACTION_STEER;
 		COUNT(stats, denied);
 		return ACTION_DENY;
@@ -218,42 +226,59 @@ INLINE int follow_rules(const struct config *config, const struct packet *packet
 	return ACTION_UNLISTED;
 }
 
-/* The generic cell rate algorithm (ITU-T I.371): a bucket is the time at which it is full again. Two CPUs may take the
- * same token. */
-INLINE int take_token(const struct config *config, u64 *bucket, u64 now)
+/* The generic cell rate algorithm (ITU-T I.371). Two CPUs at once may take the same token. What they write when two
+ * sources take the same full bucket differs by nanoseconds: neither pays for the other. */
+INLINE int take_token(const struct config *config, struct bucket *bucket, u64 source, u64 now)
 {
-	u64 full = *bucket;
+	u64 full = bucket->full_ns;
 
 	if (full < now)
 		full = now;
 	if (full - now > config->limit_burst_ns)
 		return 0;
-	*bucket = full + config->limit_interval_ns;
+	bucket->full_ns = full + config->limit_interval_ns;
+	bucket->source = source;
 	return 1;
 }
 
 INLINE void note_offender(const struct packet *packet)
 {
-	u64 source[2] = {packet->source[0], packet->source[1]}, one = 1;
-	u64 *packets = bpf_map_lookup_elem_((u64)MAP(MAP_OFFENDERS), source);
+	u64 source[2] = {packet->source[0], 0}, one = 1, *packets;
 
+	if (packet->is_v4)
+		source[1] = packet->source[1];
+	packets = bpf_map_lookup_elem_((u64)MAP(MAP_OFFENDERS), source);
 	if (packets)
 		__sync_fetch_and_add(packets, 1);
 	else
 		bpf_map_update_elem_((u64)MAP(MAP_OFFENDERS), source, &one, BPF_NOEXIST);
 }
 
+/* BUCKET_WAYS times each: the source's own bucket, or else one that is full. */
+#define TRY_OWN(n)                                                                                    \
+	if (set[n].source == source) {                                                                \
+		if (take_token(config, &set[n], source, now))                                         \
+			return ACTION_STEER;                                                          \
+		goto empty;                                                                           \
+	}
+#define TRY_FULL(n)                                                                                   \
+	if (set[n].full_ns <= now) {                                                                  \
+		take_token(config, &set[n], source, now);                                             \
+		return ACTION_STEER;                                                                  \
+	}
+
 INLINE int keep_limit(const struct config *config, const struct packet *packet, struct group_stats *stats)
 {
-	struct key key = {{packet->source[0], packet->source[1]}, 0, 16};
-	u64 hash = hash_key(config, &key), now = bpf_ktime_get_ns();
-	u64 *buckets = VALUE(MAP_BUCKETS);
-	/* Both rows: a token less in each. */
-	int passes = take_token(config, &buckets[hash & (BUCKETS - 1)], now);
+	u64 source = packet->is_v4 ? packet->source[1] : packet->source[0], now = bpf_ktime_get_ns();
+	struct key key = {{source, 0}, 0, 16};
+	struct bucket *set = VALUE(MAP_BUCKETS);
 
-	passes |= take_token(config, &buckets[BUCKETS + (hash >> 32 & (BUCKETS - 1))], now);
-	if (passes)
-		return ACTION_STEER;
+	set += (hash_key(config, &key) & (BUCKET_SETS - 1)) * BUCKET_WAYS;
+	REPEAT_4(TRY_OWN, 0)
+	REPEAT_4(TRY_FULL, 0)
+	return ACTION_STEER;
+
+empty:
 	COUNT(stats, limited);
 	note_offender(packet);
 	return ACTION_LIMIT;
@@ -330,14 +355,6 @@ INLINE void tell(const struct config *config, const struct packet *packet, u32 s
 	if (config->flags & FLAG_EVENTS)                                                              \
 		tell(config, &packet, slot, member, action)
 
-/* Unrolled by hand: a user with CAP_BPF but not CAP_PERFMON has a verifier that also follows mispredicted branches
- * (Spectre v1), and it never finds the end of a counted loop. */
-#define REPEAT_4(step, n) step(n) step((n) + 1) step((n) + 2) step((n) + 3)
-#define REPEAT_16(step, n)                                                                            \
-	REPEAT_4(step, n) REPEAT_4(step, (n) + 4) REPEAT_4(step, (n) + 8) REPEAT_4(step, (n) + 12)
-#define REPEAT_64(step, n)                                                                            \
-	REPEAT_16(step, n) REPEAT_16(step, (n) + 16) REPEAT_16(step, (n) + 32) REPEAT_16(step, (n) + 48)
-
 /* MAX_TRIES times: the member that owns the slot, or else another slot by hash. */
 #define TRY_SLOT(n)                                                                                   \
 	member = slots[hash & (SLOT_COUNT - 1)];                                                      \
@@ -374,6 +391,12 @@ int balancer(struct sk_reuseport_md *ctx)
 		if (action == ACTION_STEER && config->flags & FLAG_LIMIT)
 			action = keep_limit(config, &packet, stats);
 		if (action != ACTION_STEER) {
+			if (action == ACTION_DENY)
+				TRACE(&packet, -1, -1, "deny");
+			else if (action == ACTION_UNLISTED)
+				TRACE(&packet, -1, -1, "unlisted");
+			else
+				TRACE(&packet, -1, -1, "limit");
 			TELL(0, NO_MEMBER, action);
 			return SK_DROP;
 		}

@@ -16,6 +16,7 @@ from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.rules import GuardOptions
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
@@ -40,7 +41,7 @@ class JoinOptions:
 
     @classmethod
     def of(cls, config: ServeConfig) -> Self:
-        """What the settings of a collector, or of a supervisor, ask for."""
+        """What the settings of a collector, or of a supervisor, ask for; reads @FILEs. Raises ConfigurationError."""
         return cls(
             index=config.index,
             balancer=config.balancer,
@@ -52,6 +53,7 @@ class JoinOptions:
                 count=config.count,
                 seed=config.seed,
                 strict=config.strict,
+                guard=GuardOptions.parse(config.allow, config.deny, config.limit_source),
                 bpffs=config.bpffs,
             ),
         )
@@ -120,6 +122,7 @@ def join(address: Address, bind: Callable[[Address], socket.socket], options: Jo
     :meth:`Group.opened_or_created`, :meth:`Group.join`, ``bind`` and, with ``compile`` or ``debug``, CompileError.
     """
     if options.balancer == "none":
+        refuse_guard(options, None)
         return Joined(bind(address), UnmanagedPlace(options.group.count or 1), "none")
     if options.balancer == "classic":
         return _join_classic(address, bind, options)
@@ -177,11 +180,22 @@ def _join_classic(
 ) -> Joined:
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
+    refuse_guard(options, fallback)
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
     with _bound(address, bind) as sock:
         attach_classic(sock, count, options.group.seed)
     return Joined(sock, UnmanagedPlace(count), "classic", fallback)
+
+
+def refuse_guard(options: JoinOptions, fallback: PrivilegeError | UnsupportedError | None) -> None:
+    """Raise GroupError where a guard is asked for and ``auto`` would take a balancer that has none."""
+    if options.group.guard:
+        reason = "" if fallback is None else f": {fallback}"
+        raise GroupError(
+            f"--allow, --deny and --limit-source need the eBPF balancer{reason}",
+            hint="run as root or with CAP_BPF, or leave them out",
+        ) from fallback
 
 
 def attach_classic(sock: socket.socket, count: int, seed: int | None) -> None:
