@@ -19,6 +19,7 @@ STRUCTS = {
     "group_stats": abi.GroupStats,
     "rule": abi.Rule,
     "bucket": abi.Bucket,
+    "tick": abi.Tick,
     "event": abi.Event,
 }
 

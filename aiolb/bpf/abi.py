@@ -16,7 +16,7 @@ MAX_MEMBERS = 1024
 MAX_TRIES = 16
 MAX_NEIGHBOURS = 64
 STAT_PARTS = 2
-BUCKET_SETS = 16384
+BUCKET_SETS = 4096
 BUCKET_WAYS = 4
 
 FLAG_STRICT = 1
@@ -207,6 +207,16 @@ class Bucket(Layout):
 
 
 @dataclass(frozen=True, slots=True)
+class Tick(Layout):
+    """``struct tick``."""
+
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQ")
+
+    jiffies: int
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event(Layout):
     """``struct event``."""
 
@@ -223,7 +233,7 @@ class Event(Layout):
     unused: int
 
 
-BUCKETS_SIZE = BUCKET_SETS * BUCKET_WAYS * Bucket.STRUCT.size
+BUCKETS_SIZE = BUCKET_SETS * BUCKET_WAYS * Bucket.STRUCT.size + Tick.STRUCT.size
 
 MAPS = (
     MapSpec("targets", 1, MAP_TYPE_REUSEPORT_SOCKARRAY, 8, MAX_MEMBERS, name="{protocol}_balancing_t"),

@@ -10,7 +10,7 @@
 #define MAX_TRIES 16		/* slots tried by hash */
 #define MAX_NEIGHBOURS 64	/* members tried in turn after that: all of a group of up to 64 */
 #define STAT_PARTS 2		/* values of slot_stats: the kernel allows 32 KiB for one of a per-CPU array */
-#define BUCKET_SETS 16384	/* sets of token buckets; a power of two */
+#define BUCKET_SETS 4096	/* sets of token buckets; a power of two */
 #define BUCKET_WAYS 4		/* buckets of a set, of which a source may have one: as many as a cache line holds */
 
 #define FLAG_STRICT 1		/* drop when no member is alive, instead of leaving it to the kernel */
@@ -114,12 +114,18 @@ struct rule {
 	u64 bytes;		/* their UDP payload */
 };
 
-/* buckets: array of 1, BUCKET_SETS sets of BUCKET_WAYS. A source has one in its set, which its hash names, while that is
- * not full; a full one says nothing, and is anybody's. So the table is of one size whoever sends, nothing is ever
- * evicted from it, and no source pays for the packets of another one. Who finds no bucket in its set passes. */
+/* buckets: array of 1: BUCKET_SETS sets of BUCKET_WAYS struct bucket, and a struct tick. A source has a bucket in its
+ * set, which its hash names, while that is not full; a full one says nothing, and is anybody's. So the table is of one
+ * size whoever sends, nothing is ever evicted from it, and no source pays for the packets of another one. Who finds no
+ * bucket in its set passes. */
 struct bucket {
-	u64 source;		/* IPv4: ::ffff:a.b.c.d without its first half; IPv6: the first half, its /64 */
+	u64 source;		/* IPv4: the second half of ::ffff:a.b.c.d; IPv6: the first half, its /64 */
 	u64 full_ns;		/* CLOCK_MONOTONIC when all tokens are back */
+};
+
+struct tick {
+	u64 jiffies;		/* when ns was read */
+	u64 ns;			/* CLOCK_MONOTONIC */
 };
 
 /* offenders: LRU hash, by source (16 bytes, IPv4 as ::ffff:a.b.c.d, IPv6 its /64), u64: packets dropped by its limit */
