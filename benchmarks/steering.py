@@ -53,7 +53,7 @@ Medians of the difference to the program {BASELINE!r} in the same round; that on
 kernel's two looks at the clock (bpf_stats_enabled). {FLOOR!r} calls the two helpers that
 every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; flood is
 {FLOOD_SOURCES:,} sources; cold is {COLD_SOURCES} sources in Python, which runs so much between two datagrams that the
-caches have lost the program. The guards let every source pass, but for the last one, which drops all that has a bucket."""
+caches have lost the program. The guards let every source pass; the last one drops what finds a bucket."""
 
 
 def guards() -> dict[str, GuardOptions]:
