@@ -112,7 +112,7 @@ class Guard:
                 self._maps.write("rules", _key_of(network), Rule(action, ipv6, 0, 0).pack())
         except OSError as error:
             raise KernelError(
-                f"the kernel does not take {len(added):,} rules more beside {len(before.allowed):,}: {error.strerror}",
+                f"the kernel takes no more rules, {len(added):,} beside {len(before.allowed):,}: {error.strerror}",
                 errno=error.errno,
                 hint=f"a group has room for {abi.MAX_RULES:,}: aiolb guard --clear removes those of now",
             ) from error

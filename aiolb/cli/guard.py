@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aiolb.address import Address
     from aiolb.bpf.group import Group
     from aiolb.bpf.guard import GuardStatistics
     from aiolb.bpf.rules import GuardRules, Limit
@@ -51,14 +50,15 @@ def guard(
     --allow, --deny, --remove and --clear change the rules at once, and rules that stay go on counting.
     @FILE has a network a line; # begins a comment.
     """
-    with opened(group, bpffs) as found:
+    name = the_group(group, bpffs)
+    with opened(name, bpffs) as found:
         if allow or deny or remove or clear or limit_source is not None:
             _change(found, allow, deny, remove, clear=clear, limit_source=limit_source)
         statistics = found.guard.statistics(top=top)
     if as_json:
-        click.echo(json.dumps(_as_json(found.address, statistics)))
+        click.echo(json.dumps(_as_json(name, statistics)))
     else:
-        _show(found.address, statistics)
+        _show(name, statistics)
 
 
 def _change(
@@ -83,10 +83,10 @@ def _change(
             group.guard.set_limit(wanted.limit)
 
 
-def _as_json(address: Address, statistics: GuardStatistics) -> dict[str, Any]:
+def _as_json(name: GroupName, statistics: GuardStatistics) -> dict[str, Any]:
     limit = statistics.limit
     return {
-        "group": str(address),
+        "group": str(name),
         "rules": [
             {
                 "network": str(rule.network),
@@ -113,24 +113,28 @@ def _others(statistics: GuardStatistics) -> str:
     return "drop" if statistics.listed_only else "pass"
 
 
-def _show(address: Address, statistics: GuardStatistics) -> None:
+def _show(name: GroupName, statistics: GuardStatistics) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(f"guard of the group at {address}")
+    console.print(f"guard of the group at {name}\n")
     if statistics.rules:
-        console.print()
         console.print(_rules(statistics))
+        console.print()
     else:
-        console.print("no rules: every source passes")
+        console.print("rules: none, every source passes")
     console.print(f"limit: {_said(statistics.limit)}")
-    console.print(
-        f"dropped packets: {statistics.denied:,} denied, {statistics.unlisted:,} of sources that no rule allows, "
-        f"{statistics.limited:,} over the limit"
-    )
+    console.print(f"dropped: {_dropped(statistics)}")
     if statistics.offenders:
         console.print()
         console.print(_offenders(statistics))
+
+
+def _dropped(statistics: GuardStatistics) -> str:
+    if not (statistics.denied or statistics.unlisted or statistics.limited):
+        return "nothing"
+    by_rules = f"{statistics.denied:,} packet{'' if statistics.denied == 1 else 's'} by rules"
+    return f"{by_rules}, {statistics.unlisted:,} that no rule allows, {statistics.limited:,} over the limit"
 
 
 def _said(limit: Limit) -> str:
