@@ -53,7 +53,8 @@ Medians of the difference to the program {BASELINE!r} in the same round; that on
 kernel's two looks at the clock (bpf_stats_enabled). {FLOOR!r} calls the two helpers that
 every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; flood is
 {FLOOD_SOURCES:,} sources; cold is {COLD_SOURCES} sources in Python, which runs so much between two datagrams that the
-caches have lost the program. The guards let every source pass; the last one drops what finds a bucket."""
+caches have lost the program. The first four guards let every source pass; the others drop: all, and all
+that finds a bucket."""
 
 
 def guards() -> dict[str, GuardOptions]:
@@ -66,6 +67,7 @@ def guards() -> dict[str, GuardOptions]:
         "guard, 4,097 rules": GuardOptions(many),
         "guard, limit": GuardOptions(limit=wide),
         "guard, 4,097 rules, limit": GuardOptions(many, wide),
+        "guard, no rule allows": GuardOptions(GuardRules.of([ip_network("10.0.0.0/8")])),
         "guard, over the limit": GuardOptions(limit=Limit.parse("0.001:1")),
     }
 
