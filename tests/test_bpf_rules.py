@@ -146,6 +146,13 @@ def test_limits_round_trip(digits, exponent, burst):
     assert Limit.parse(str(limit)) == limit
 
 
+@pytest.mark.parametrize("pps", [0.001, 0.3, 1, 3, 7, 999, 1000, 12_345, 250_000, 10**6, 10**9])
+def test_a_limit_is_told_as_it_was_written(pps):
+    """Although it is kept as a time in nanoseconds."""
+    assert Limit.parse(f"{pps}:1").pps == pps
+    assert Limit().pps == math.inf
+
+
 def test_options():
     """Without networks the rules stay, without a limit that stays; `off` is a limit that ends one."""
     assert not GuardOptions.parse()

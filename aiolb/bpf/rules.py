@@ -21,7 +21,7 @@ MAX_FILL = 86_400
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _SECOND = 10**9
-_DIGITS = 6
+_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,11 @@ class Limit:
 
     @property
     def pps(self) -> float:
-        """Packets a second; six digits, for the interval is in whole nanoseconds."""
-        return float(f"{_SECOND / self.interval:.{_DIGITS}g}") if self else math.inf
+        """Packets a second; of all numbers with this interval, which is in whole nanoseconds, the one that is shortest."""
+        if not self:
+            return math.inf
+        rounded = (float(f"{_SECOND / self.interval:.{digits}g}") for digits in range(1, _DIGITS))
+        return next((pps for pps in rounded if round(_SECOND / pps) == self.interval), _SECOND / self.interval)
 
     def __str__(self) -> str:
         return f"{self.pps:.12g}:{self.burst}" if self else "off"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--remove", multiple=True, metavar="CIDR|@FILE", help="Remove the rule for a network.")
 @click.option("--clear", is_flag=True, help="Remove all rules that are not given in the same command.")
 @click.option("--limit-source", metavar="PPS[:BURST]|off", help="Set or end the limit of each source.")
-@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Offenders to show.")
+@click.option("--top", type=click.IntRange(0), metavar="N", default=10, show_default=True, help="Offenders to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def guard(
     group: GroupName | None,
