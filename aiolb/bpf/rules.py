@@ -145,7 +145,7 @@ class Limit:
 
     @property
     def pps(self) -> float:
-        """Packets a second; of all numbers with this interval, which is in whole nanoseconds, the one that is shortest."""
+        """Packets a second: of all numbers with this interval, which is in whole nanoseconds, the shortest one."""
         if not self:
             return math.inf
         rounded = (float(f"{_SECOND / self.interval:.{digits}g}") for digits in range(1, _DIGITS))
