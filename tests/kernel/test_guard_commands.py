@@ -217,6 +217,24 @@ async def test_shown_in_a_terminal(start, address, aiolb):
     ]
 
 
+async def test_connections(start, address, guard):
+    """Over TCP the guard is for new connections, and the group's name says that it is one of TCP."""
+    await start("--protocol", "tcp", "--deny", "127.3.0.0/16", "--limit-source", "0.001:1")
+
+    def connect(source):
+        with socket.socket() as client:
+            client.settimeout(serving.DEADLINE)
+            client.bind((source, 0))
+            client.connect((address.host, address.port))
+
+    connect("127.4.0.1")
+    for source in ("127.4.0.1", "127.3.0.1"):
+        with pytest.raises(ConnectionRefusedError):
+            connect(source)
+    found = guard("--group", f"tcp:{address}")
+    assert (found["group"], found["denied"], found["limited"]) == (f"tcp:{address}", 1, 1)
+
+
 async def test_a_supervisor(script, address, bpffs):
     """Under a supervisor the guard stands before all workers, and a new member is behind it too."""
     async with Supervised(
