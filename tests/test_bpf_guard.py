@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from aiolb.bpf import abi
 from aiolb.bpf.abi import FLAG_LIMIT, FLAG_LISTED_ONLY, FLAG_RULES, FLAG_STRICT, Config, Rule
 from aiolb.bpf.guard import Guard
 from aiolb.bpf.rules import GuardOptions, GuardRules, Limit
+from aiolb.errors import GroupError, KernelError
 
 
 class Table:
@@ -142,6 +145,34 @@ def test_the_same_rules_again():
     table.written.clear()
     guard.set_rules(rules)
     assert table.written == ["config"]
+
+
+def test_no_room(monkeypatch):
+    """Where old and new rules do not fit beside each other nothing is changed."""
+    table = Table()
+    guard = Guard(table)
+    monkeypatch.setattr(abi, "MAX_RULES", 3)
+    old, new = NETWORKS[:2], NETWORKS[1:4]
+    guard.set_rules(GuardRules.of(old))
+    with pytest.raises(GroupError) as caught:
+        guard.set_rules(GuardRules.of(new))
+    assert str(caught.value) == "the new rules and those of now are 4 together, and 3 is the most"
+    assert caught.value.hint == "aiolb guard --clear removes those of now"
+    assert guard.rules == GuardRules.of(old)
+    guard.set_rules(GuardRules.of(new[:2]))
+
+
+def test_a_kernel_that_does_not_take_rules(monkeypatch):
+    """What the kernel says is told."""
+    table = Table()
+
+    def refuse(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(table, "write", refuse)
+    with pytest.raises(KernelError, match=r"^the kernel does not take the rules: Cannot allocate memory$") as caught:
+        Guard(table).set_rules(GuardRules.of(NETWORKS[:1]))
+    assert caught.value.errno == errno.ENOMEM
 
 
 def test_a_limit():

@@ -14,7 +14,7 @@ from aiolb.bpf import abi, syscall
 from aiolb.bpf.abi import FLAG_LIMIT, FLAG_LISTED_ONLY, FLAG_RULES, RULE_ALLOW, U32, U64, Config, GroupStats, Rule
 from aiolb.bpf.maps import Maps
 from aiolb.bpf.rules import GuardOptions, GuardRules, Limit
-from aiolb.errors import KernelError
+from aiolb.errors import GroupError, KernelError
 
 TOP = 10
 """Offenders that are told of."""
@@ -97,13 +97,19 @@ class Guard:
             self.set_limit(options.limit)
 
     def set_rules(self, rules: GuardRules) -> None:
-        """Replace the rules; those that stay go on counting. Raises KernelError.
+        """Replace the rules; those that stay go on counting. Raises GroupError without room for both, KernelError.
 
         While it goes on each source meets either what the old rules say of it or what the new ones say, nothing else:
         new rules come first, from the longest prefix on, then what becomes of those without a rule, and then old rules
         go, from the shortest on.
         """
         before = self.rules
+        together = len(before.allowed.keys() | rules.allowed.keys())
+        if together > abi.MAX_RULES:
+            raise GroupError(
+                f"the new rules and those of now are {together:,} together, and {abi.MAX_RULES:,} is the most",
+                hint="aiolb guard --clear removes those of now",
+            )
         added = [(network, action) for network, action in rules if before.allowed.get(network) != bool(action)]
         gone = [network for network in before.allowed if network not in rules.allowed]
         try:
@@ -111,11 +117,7 @@ class Guard:
                 ipv6 = isinstance(network, IPv6Network)
                 self._maps.write("rules", _key_of(network), Rule(action, ipv6, 0, 0).pack())
         except OSError as error:
-            raise KernelError(
-                f"the kernel takes no more rules, {len(added):,} beside {len(before.allowed):,}: {error.strerror}",
-                errno=error.errno,
-                hint=f"a group has room for {abi.MAX_RULES:,}: aiolb guard --clear removes those of now",
-            ) from error
+            raise KernelError(f"the kernel does not take the rules: {error.strerror}", errno=error.errno) from error
         wanted = FLAG_RULES * bool(rules) | FLAG_LISTED_ONLY * rules.listed_only
         self._write_config(clear=FLAG_RULES | FLAG_LISTED_ONLY, flags=wanted)
         for network in sorted(gone, key=_length):

@@ -19,7 +19,6 @@ from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.guard import Offender
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions, GuardRules, Limit
-from aiolb.errors import KernelError
 
 UDP_SEGMENT = 103  # a name that Python 3.11 lacks (include/uapi/linux/udp.h)
 TINY = "0.001"  # packets a second: no token comes back while a test runs
@@ -156,24 +155,6 @@ def test_guard_of_a_new_group(bpffs, program):
     with group.locked():
         group.guard.set(GuardOptions(limit=Limit()))
     assert (group.guard.rules, group.guard.limit) == (first.rules, Limit())
-    group.delete()
-    group.close()
-
-
-def test_no_room_for_more_rules(bpffs, program, monkeypatch):
-    """What the kernel says when there is no room for the rules is told, with what helps."""
-    address = Address("127.0.0.1", 9)
-    with Group.opened_or_created(address, GroupOptions(program=program, bpffs=bpffs)) as group:
-        pass
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(syscall, "map_update", full)
-        with pytest.raises(KernelError, match="the kernel takes no more rules, 1 beside 0: No space left") as caught:
-            group.guard.set_rules(rules(deny=["127.3.0.0/16"]))
-    assert caught.value.hint == "a group has room for 65,536: aiolb guard --clear removes those of now"
     group.delete()
     group.close()
 
