@@ -8,6 +8,7 @@ from pathlib import Path
 from aiolb.address import DEFAULT_PORT, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
 from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
+from aiolb.bpf.rules import GuardRules, Limit, networks
 from aiolb.errors import ConfigurationError
 
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
@@ -38,6 +39,11 @@ class ServeConfig:
             group and the group's own for an old one.
         key_file: C file with the function that makes the key, in the place of ``key``.
         strict: drop datagrams when no member is alive, instead of leaving them to the kernel's hash.
+        allow: networks, or ``@FILE`` with one a line, whose datagrams alone are received.
+        deny: networks whose datagrams are dropped; of several that a source is in the longest prefix decides. With
+            ``allow`` or ``deny`` these become the group's rules; without, those that it has stay.
+        limit_source: ``PPS`` or ``PPS:BURST``, packets a second of each source and at once, beyond which they are
+            dropped; ``off`` ends the group's limit, and None leaves it.
         compile: compile the balancer with bcc at start instead of loading the shipped bytecode.
         debug: compile it so that every decision is written to the kernel's trace file.
         rcvbuf: bytes of receive buffer; of datagrams only, for the kernel tunes those of connections by itself.
@@ -62,6 +68,9 @@ class ServeConfig:
     key: str | None = None
     key_file: Path | None = None
     strict: bool | None = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    limit_source: str | None = None
     compile: bool = False
     debug: bool = False
     rcvbuf: int = DEFAULT_RCVBUF
@@ -91,6 +100,7 @@ class ServeConfig:
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
         _check_key(self.key, self.key_file, self.balancer, self.protocol)
+        _check_guard(self.allow, self.deny, self.limit_source, self.balancer)
         if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):
             raise ConfigurationError(
                 f"the balancer {self.balancer!r} has no takeover and nothing to compile or debug",
@@ -137,6 +147,21 @@ def _check_key(key: str | None, key_file: Path | None, balancer: str, protocol: 
         raise ConfigurationError("the balancer 'classic' cannot run a key file", hint="--balancer ebpf can")
     if protocol == "tcp" and key_file is not None:
         raise ConfigurationError(TCP_HAS_NO_PAYLOAD, hint="--key source, prefix/24,64, flow or random")
+
+
+def _check_guard(allow: tuple[str, ...], deny: tuple[str, ...], limit: str | None, balancer: str) -> None:
+    if balancer in ("classic", "none") and not (allow == deny == () and limit is None):
+        raise ConfigurationError(
+            f"the balancer {balancer!r} cannot allow, deny or limit sources", hint="--balancer ebpf can"
+        )
+    GuardRules.of(networks(_no_files(allow)), networks(_no_files(deny)))
+    if limit is not None:
+        Limit.parse(limit)
+
+
+def _no_files(texts: tuple[str, ...]) -> list[str]:
+    """Files are read when a group is joined."""
+    return [text for text in texts if not text.startswith("@")]
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

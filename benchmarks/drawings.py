@@ -147,7 +147,7 @@ def steering(content: dict[str, Any]) -> Figure:
         beside = [place + 0.34 for place in places]
         axes.plot(beside, tops, mark, color=TEXT, markerfacecolor="none", markersize=5, label=label)
     axes.set_xticks(places, loads)
-    axes.set_xlabel("sources (cold: from Python, with the program out of the caches)")
+    axes.set_xlabel("sources (flood: 1,000,000; cold: from Python, with the program out of the caches)")
     axes.set_ylabel("ns per packet over an empty program")
     axes.grid(axis="y", **GRID)
     axes.set_axisbelow(True)

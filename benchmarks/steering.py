@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 
 import click
@@ -24,6 +25,7 @@ from aiolb.bpf import program, syscall
 from aiolb.bpf.abi import MAP_TYPE_REUSEPORT_SOCKARRAY, U64
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.rules import GuardOptions, GuardRules, Limit
 from aiolb.errors import PrivilegeError
 from aiolb.send.sources import allow_descriptors
 from aiolb.sockets import bind_reuseport, reserved_port
@@ -37,6 +39,9 @@ STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 MITIGATION = Path("/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow")
 SIZE = 64
 COLD_SOURCES = 200
+FLOOD_SOURCES = 1_000_000
+GUARDED = 3
+"""Members of the groups with a guard."""
 
 Send = Callable[[int, int], int]
 """Sends a number of datagrams to a port; gives how many left."""
@@ -46,8 +51,25 @@ Runs = dict[str, dict[str, list[float]]]
 NOTES = f"""\
 Medians of the difference to the program {BASELINE!r} in the same round; that one's own time, in brackets, holds the
 kernel's two looks at the clock (bpf_stats_enabled). {FLOOR!r} calls the two helpers that
-every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; cold is
-{COLD_SOURCES} sources in Python, which runs so much between two datagrams that the caches have lost the program."""
+every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; flood is
+{FLOOD_SOURCES:,} sources; cold is {COLD_SOURCES} sources in Python, which runs so much between two datagrams that the
+caches have lost the program. The first four guards let every source pass; the others drop: all, and all
+that finds a bucket."""
+
+
+def guards() -> dict[str, GuardOptions]:
+    """The guards that are measured, by name; 4,097 rules have one for each /24 that anything is sent from."""
+    one = GuardRules.of([ip_network("127.0.0.0/8")])
+    many = GuardRules.of([ip_network("127.0.1.0/24"), *(ip_network((0x7F010000 + n * 256, 24)) for n in range(4096))])
+    wide = Limit.parse("1e6:1000000")
+    return {
+        "guard, 1 rule": GuardOptions(one),
+        "guard, 4,097 rules": GuardOptions(many),
+        "guard, limit": GuardOptions(limit=wide),
+        "guard, 4,097 rules, limit": GuardOptions(many, wide),
+        "guard, no rule allows": GuardOptions(GuardRules.of([ip_network("10.0.0.0/8")])),
+        "guard, over the limit": GuardOptions(limit=Limit.parse("0.001:1")),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +107,7 @@ class Target:
 )
 def main(*, repeats: int, count: int, members: tuple[int, ...], sources: tuple[int, ...]) -> None:
     """Measure the floors and groups of different size, REPEATS times, one after the other."""
-    allow_descriptors(sum(members) + COLD_SOURCES + 100)
+    allow_descriptors(sum(members) + GUARDED * len(guards()) + COLD_SOURCES + 100)
     with ExitStack() as stack:
         try:
             targets = opened(stack, members)
@@ -93,6 +115,7 @@ def main(*, repeats: int, count: int, members: tuple[int, ...], sources: tuple[i
         except (PrivilegeError, PermissionError) as error:
             raise click.ClickException(f"only root can measure this: {error}") from error
         loads = {f"{number:,}": load for number, load in zip(sources, from_c(stack, sources), strict=True)}
+        loads["flood"] = from_c(stack, (FLOOD_SOURCES,))[0]
         loads["cold"] = from_python(stack)
         status = stack.enter_context(console.status("steering"))
         runs: Runs = {name: {load: [] for load in loads} for name in targets}
@@ -116,6 +139,8 @@ def opened(stack: ExitStack, members: tuple[int, ...]) -> dict[str, Target]:
     }
     for number in members:
         targets[group_name(number)] = stack.enter_context(group(number))
+    for name, guard in guards().items():
+        targets[name] = stack.enter_context(group(GUARDED, guard))
     return targets
 
 
@@ -165,11 +190,11 @@ def selecting() -> Iterator[Target]:
 
 
 @contextmanager
-def group(members: int) -> Iterator[Target]:
+def group(members: int, guard: GuardOptions | None = None) -> Iterator[Target]:
     """A port with a whole group in this process."""
     with ExitStack() as stack:
         address = stack.enter_context(reserved_port(Address("127.0.0.1", 0)))
-        with Group.opened_or_created(address, GroupOptions(count=members)) as joined:
+        with Group.opened_or_created(address, GroupOptions(count=members, guard=guard or GuardOptions())) as joined:
             stack.callback(joined.close)
             stack.callback(joined.delete)
             for index in range(members):
@@ -202,10 +227,9 @@ def from_python(stack: ExitStack) -> Send:
         sock.bind((f"127.0.1.{number + 1}", 0))
 
     def send(port: int, count: int) -> int:
-        for sock in senders:
-            sock.connect(("127.0.0.1", port))
+        # Not connected: those would be told that a datagram was dropped.
         for number in range(count):
-            senders[number % COLD_SOURCES].send(bytes(SIZE))
+            senders[number % COLD_SOURCES].sendto(bytes(SIZE), ("127.0.0.1", port))
         return count
 
     return send

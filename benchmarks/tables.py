@@ -108,7 +108,7 @@ def steering(content: dict[str, Any]) -> str:
     loads = list(empty)
     rows = [[content["baseline"], *(f"({Spread.of(empty[load]).median:.0f})" for load in loads)]]
     rows += [[name, *(f"{over(content, name, load).median:.0f}" for load in loads)] for name in list(runs)[1:]]
-    header = [load if load == "cold" else f"{load} source{'s' * (load != '1')}" for load in loads]
+    header = [load if load in ("flood", "cold") else f"{load} source{'s' * (load != '1')}" for load in loads]
     return table(["ns per packet", *header], rows)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiolb.errors import AiolbError
-from chaos import deaths, handlers, restarts
+from chaos import deaths, floods, handlers, restarts
 from chaos.arena import Arena, Verdict
 
 SCENARIOS: Mapping[str, Callable[[Arena], Awaitable[Verdict]]] = {
@@ -29,6 +29,7 @@ SCENARIOS: Mapping[str, Callable[[Arena], Awaitable[Verdict]]] = {
     "blocking": handlers.blocking,
     "overload": handlers.overload,
     "overload-trains": handlers.overload_trains,
+    "spoofed": floods.spoofed,
     "soak": handlers.soak,
 }
 """In the order in which they run."""

@@ -18,6 +18,8 @@ STRUCTS = {
     "member_stats": abi.MemberStats,
     "group_stats": abi.GroupStats,
     "rule": abi.Rule,
+    "bucket": abi.Bucket,
+    "tick": abi.Tick,
     "event": abi.Event,
 }
 

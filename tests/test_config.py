@@ -45,6 +45,8 @@ def test_frozen():
         {"bind": (ANY_PORT, ANY_PORT)},
         {"balancer": "ebpf", "compile": True, "debug": True, "takeover": True},
         {"balancer": "auto", "compile": True, "takeover": True},
+        {"allow": ("10.0.0.0/8", "@/not/read/yet"), "deny": ("10.1.0.0/16",), "limit_source": "10:20"},
+        {"balancer": "ebpf", "limit_source": "off"},
         *({"balancer": balancer} for balancer in BALANCERS),
         *({"loop": loop} for loop in LOOPS),
     ],
@@ -58,6 +60,14 @@ def test_what_works(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"allow": ("10.0.0.1/8",)}, "'10.0.0.1/8' is no network: 10.0.0.1/8 has host bits set"),
+        ({"allow": ("10.0.0.1",), "deny": ("10.0.0.1/32",)}, "10.0.0.1/32 is allowed and denied"),
+        ({"limit_source": "many"}, "'many' is no limit"),
+        ({"balancer": "none", "deny": ("::/0",)}, "the balancer 'none' cannot allow, deny or limit sources"),
+        (
+            {"balancer": "classic", "limit_source": "off"},
+            "the balancer 'classic' cannot allow, deny or limit sources",
+        ),
         ({"bind": ()}, "a collector needs at least one address to bind"),
         ({"bind": (ONE, OTHER, ONE)}, "127.0.0.1:1 is given twice"),
         ({"count": 0}, "a group has 1 to 1024 members, not 0"),

@@ -16,8 +16,8 @@ MAX_MEMBERS = 1024
 MAX_TRIES = 16
 MAX_NEIGHBOURS = 64
 STAT_PARTS = 2
-BUCKET_ROWS = 2
-BUCKETS = 32768
+BUCKET_SETS = 4096
+BUCKET_WAYS = 4
 
 FLAG_STRICT = 1
 FLAG_RULES = 2
@@ -191,9 +191,29 @@ class Rule(Layout):
     STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIQQ")
 
     action: int
-    unused: int
+    ipv6: int
     packets: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket(Layout):
+    """``struct bucket``."""
+
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQ")
+
+    source: int
+    full_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Layout):
+    """``struct tick``."""
+
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQ")
+
+    jiffies: int
+    ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +233,8 @@ class Event(Layout):
     unused: int
 
 
+BUCKETS_SIZE = BUCKET_SETS * BUCKET_WAYS * Bucket.STRUCT.size + Tick.STRUCT.size
+
 MAPS = (
     MapSpec("targets", 1, MAP_TYPE_REUSEPORT_SOCKARRAY, 8, MAX_MEMBERS, name="{protocol}_balancing_t"),
     MapSpec("config", 2, MAP_TYPE_ARRAY, Config.STRUCT.size, 1),
@@ -221,7 +243,8 @@ MAPS = (
     MapSpec("slot_stats", 5, MAP_TYPE_PERCPU_ARRAY, SLOT_COUNT // STAT_PARTS * U32.size, STAT_PARTS),
     MapSpec("group_stats", 6, MAP_TYPE_PERCPU_ARRAY, GroupStats.STRUCT.size, 1),
     MapSpec("rules", 7, MAP_TYPE_LPM_TRIE, Rule.STRUCT.size, MAX_RULES, key_size=20, flags=MAP_NO_PREALLOC),
-    MapSpec("buckets", 8, MAP_TYPE_ARRAY, BUCKET_ROWS * BUCKETS * U64.size, 1),
+    # A map that can be mapped begins on a page, and so each set of buckets on a cache line.
+    MapSpec("buckets", 8, MAP_TYPE_ARRAY, BUCKETS_SIZE, 1, flags=MAP_MMAPABLE),
     MapSpec("offenders", 9, MAP_TYPE_LRU_HASH, U64.size, MAX_OFFENDERS, key_size=16),
     MapSpec("events", 10, MAP_TYPE_RINGBUF, 0, EVENTS_SIZE, key_size=0),
     MapSpec("members", 0, MAP_TYPE_ARRAY, Member.STRUCT.size, MAX_MEMBERS),

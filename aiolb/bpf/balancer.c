@@ -194,6 +194,14 @@ INLINE u64 rehash(u64 hash)
 		asm volatile("# " #field ::: "memory");                                               \
 	} while (0)
 
+/* Unrolled by hand: a user with CAP_BPF but not CAP_PERFMON has a verifier that also follows mispredicted branches
+ * (Spectre v1), and it never finds the end of a counted loop. */
+#define REPEAT_4(step, n) step(n) step((n) + 1) step((n) + 2) step((n) + 3)
+#define REPEAT_16(step, n)                                                                            \
+	REPEAT_4(step, n) REPEAT_4(step, (n) + 4) REPEAT_4(step, (n) + 8) REPEAT_4(step, (n) + 12)
+#define REPEAT_64(step, n)                                                                            \
+	REPEAT_16(step, n) REPEAT_16(step, (n) + 16) REPEAT_16(step, (n) + 32) REPEAT_16(step, (n) + 48)
+
 /* The guard: may this packet pass? Otherwise the reason why not, as an ACTION_…. */
 INLINE int follow_rules(const struct config *config, const struct packet *packet, struct group_stats *stats)
 {
@@ -204,10 +212,10 @@ INLINE int follow_rules(const struct config *config, const struct packet *packet
 	key.source[0] = packet->source[0];
 	key.source[1] = packet->source[1];
 	rule = bpf_map_lookup_elem_((u64)MAP(MAP_RULES), &key);
-	if (rule) {
+	if (rule && !(packet->is_v4 && rule->ipv6)) {
 		__sync_fetch_and_add(&rule->packets, 1);
 		__sync_fetch_and_add(&rule->bytes, packet->bytes);
-		if (rule->action != RULE_DENY)
+		if (rule->action == RULE_ALLOW)
 			return ACTION_STEER;
 		COUNT(stats, denied);
 		return ACTION_DENY;
@@ -218,42 +226,75 @@ INLINE int follow_rules(const struct config *config, const struct packet *packet
 	return ACTION_UNLISTED;
 }
 
-/* The generic cell rate algorithm (ITU-T I.371): a bucket is the time at which it is full again. Two CPUs may take the
- * same token. */
-INLINE int take_token(const struct config *config, u64 *bucket, u64 now)
+/* A time of this clock tick. To ask the clock for each packet would cost a quarter of all steering, and few packets need
+ * to know better. */
+INLINE u64 recent_time(struct tick *tick)
 {
-	u64 full = *bucket;
+	u64 jiffies = bpf_jiffies64();
 
+	if (tick->jiffies != jiffies) {
+		tick->ns = bpf_ktime_get_ns();
+		tick->jiffies = jiffies;
+	}
+	return tick->ns;
+}
+
+/* The generic cell rate algorithm (ITU-T I.371); what a full bucket gives away is told within a tick. Two CPUs at once may take the same token. What they write when two
+ * sources take the same full bucket differs by a tick at most: neither pays for the other. */
+INLINE int take_token(const struct config *config, struct bucket *bucket, u64 source, u64 now)
+{
+	u64 full = bucket->full_ns;
+
+	if (full > now)
+		now = bpf_ktime_get_ns();
 	if (full < now)
 		full = now;
 	if (full - now > config->limit_burst_ns)
 		return 0;
-	*bucket = full + config->limit_interval_ns;
+	bucket->full_ns = full + config->limit_interval_ns;
+	bucket->source = source;
 	return 1;
 }
 
 INLINE void note_offender(const struct packet *packet)
 {
-	u64 source[2] = {packet->source[0], packet->source[1]}, one = 1;
-	u64 *packets = bpf_map_lookup_elem_((u64)MAP(MAP_OFFENDERS), source);
+	u64 source[2] = {packet->source[0], 0}, one = 1, *packets;
 
+	if (packet->is_v4)
+		source[1] = packet->source[1];
+	packets = bpf_map_lookup_elem_((u64)MAP(MAP_OFFENDERS), source);
 	if (packets)
 		__sync_fetch_and_add(packets, 1);
 	else
 		bpf_map_update_elem_((u64)MAP(MAP_OFFENDERS), source, &one, BPF_NOEXIST);
 }
 
+/* BUCKET_WAYS times each: the source's own bucket, or else one that is full. */
+#define TRY_OWN(n)                                                                                    \
+	if (set[n].source == source) {                                                                \
+		if (take_token(config, &set[n], source, now))                                         \
+			return ACTION_STEER;                                                          \
+		goto empty;                                                                           \
+	}
+#define TRY_FULL(n)                                                                                   \
+	if (set[n].full_ns <= now) {                                                                  \
+		take_token(config, &set[n], source, now);                                             \
+		return ACTION_STEER;                                                                  \
+	}
+
 INLINE int keep_limit(const struct config *config, const struct packet *packet, struct group_stats *stats)
 {
-	struct key key = {{packet->source[0], packet->source[1]}, 0, 16};
-	u64 hash = hash_key(config, &key), now = bpf_ktime_get_ns();
-	u64 *buckets = VALUE(MAP_BUCKETS);
-	/* Both rows: a token less in each. */
-	int passes = take_token(config, &buckets[hash & (BUCKETS - 1)], now);
+	u64 source = packet->is_v4 ? packet->source[1] : packet->source[0];
+	struct bucket *buckets = VALUE(MAP_BUCKETS);
+	u64 now = recent_time((struct tick *)(buckets + BUCKET_SETS * BUCKET_WAYS));
+	/* SplitMix64 is enough: who finds out how to fill the set of another source does not harm it. */
+	struct bucket *set = buckets + (rehash(source ^ config->seed[1]) & (BUCKET_SETS - 1)) * BUCKET_WAYS;
 
-	passes |= take_token(config, &buckets[BUCKETS + (hash >> 32 & (BUCKETS - 1))], now);
-	if (passes)
-		return ACTION_STEER;
+	REPEAT_4(TRY_OWN, 0)
+	REPEAT_4(TRY_FULL, 0)
+	return ACTION_STEER;
+
+empty:
 	COUNT(stats, limited);
 	note_offender(packet);
 	return ACTION_LIMIT;
@@ -330,14 +371,6 @@ INLINE void tell(const struct config *config, const struct packet *packet, u32 s
 	if (config->flags & FLAG_EVENTS)                                                              \
 		tell(config, &packet, slot, member, action)
 
-/* Unrolled by hand: a user with CAP_BPF but not CAP_PERFMON has a verifier that also follows mispredicted branches
- * (Spectre v1), and it never finds the end of a counted loop. */
-#define REPEAT_4(step, n) step(n) step((n) + 1) step((n) + 2) step((n) + 3)
-#define REPEAT_16(step, n)                                                                            \
-	REPEAT_4(step, n) REPEAT_4(step, (n) + 4) REPEAT_4(step, (n) + 8) REPEAT_4(step, (n) + 12)
-#define REPEAT_64(step, n)                                                                            \
-	REPEAT_16(step, n) REPEAT_16(step, (n) + 16) REPEAT_16(step, (n) + 32) REPEAT_16(step, (n) + 48)
-
 /* MAX_TRIES times: the member that owns the slot, or else another slot by hash. */
 #define TRY_SLOT(n)                                                                                   \
 	member = slots[hash & (SLOT_COUNT - 1)];                                                      \
@@ -367,23 +400,22 @@ int balancer(struct sk_reuseport_md *ctx)
 	if (!stats || read_packet(&packet))
 		return SK_PASS;
 
-	if (config->flags & (FLAG_RULES | FLAG_LIMIT) && !packet.migrates) {
-		action = ACTION_STEER;
-		if (config->flags & FLAG_RULES)
-			action = follow_rules(config, &packet, stats);
-		if (action == ACTION_STEER && config->flags & FLAG_LIMIT)
-			action = keep_limit(config, &packet, stats);
-		if (action != ACTION_STEER) {
-			TELL(0, NO_MEMBER, action);
-			return SK_DROP;
-		}
+	if (config->flags & FLAG_RULES && !packet.migrates) {
+		action = follow_rules(config, &packet, stats);
+		if (action != ACTION_STEER)
+			goto guarded;
 	}
-
 	if (config->key == KEY_RANDOM) {
 		hash = bpf_get_prandom_u32();
 	} else {
 		make_key(config, &packet, &key);
 		hash = hash_key(config, &key);
+	}
+	/* After the hash: the CPU fetches the slot while it waits for the bucket. */
+	if (config->flags & FLAG_LIMIT && !packet.migrates) {
+		action = keep_limit(config, &packet, stats);
+		if (action != ACTION_STEER)
+			goto guarded;
 	}
 	slot = hash & (SLOT_COUNT - 1);
 	REPEAT_16(TRY_SLOT, 0)
@@ -402,6 +434,16 @@ int balancer(struct sk_reuseport_md *ctx)
 	TRACE(&packet, slot, -1, "unsteered");
 	TELL(slot, NO_MEMBER, ACTION_UNSTEERED);
 	return SK_PASS;
+
+guarded:
+	if (action == ACTION_DENY)
+		TRACE(&packet, -1, -1, "deny");
+	else if (action == ACTION_UNLISTED)
+		TRACE(&packet, -1, -1, "unlisted");
+	else
+		TRACE(&packet, -1, -1, "limit");
+	TELL(0, NO_MEMBER, action);
+	return SK_DROP;
 
 selected:
 	stats->migrated += packet.migrates;

@@ -10,13 +10,13 @@
 #define MAX_TRIES 16		/* slots tried by hash */
 #define MAX_NEIGHBOURS 64	/* members tried in turn after that: all of a group of up to 64 */
 #define STAT_PARTS 2		/* values of slot_stats: the kernel allows 32 KiB for one of a per-CPU array */
-#define BUCKET_ROWS 2		/* token buckets that a source has */
-#define BUCKETS 32768		/* token buckets in a row; a power of two */
+#define BUCKET_SETS 4096	/* sets of token buckets; a power of two */
+#define BUCKET_WAYS 4		/* buckets of a set, of which a source may have one: as many as a cache line holds */
 
 #define FLAG_STRICT 1		/* drop when no member is alive, instead of leaving it to the kernel */
 #define FLAG_RULES 2		/* look every source up in `rules` */
 #define FLAG_LISTED_ONLY 4	/* with FLAG_RULES: drop the sources that no rule allows */
-#define FLAG_LIMIT 8		/* take a token of the source's buckets for every packet */
+#define FLAG_LIMIT 8		/* take a token of the source's bucket for every packet */
 #define FLAG_EVENTS 16		/* write decisions to `events` */
 
 #define KEY_SOURCE 0		/* the address under the masks: the source, or its prefix */
@@ -33,7 +33,7 @@
 #define ACTION_DROP 3		/* dropped: no member is alive (FLAG_STRICT) */
 #define ACTION_DENY 4		/* dropped by a rule */
 #define ACTION_UNLISTED 5	/* dropped: no rule allows the source (FLAG_LISTED_ONLY) */
-#define ACTION_LIMIT 6		/* dropped: the source's buckets are empty */
+#define ACTION_LIMIT 6		/* dropped: the source's bucket is empty */
 
 #define NO_MEMBER 65535		/* in an event: nobody was selected */
 
@@ -109,16 +109,26 @@ struct group_stats {
 /* rules: longest-prefix-match trie, by prefix length (u32) and address (16 bytes, IPv4 as ::ffff:a.b.c.d) */
 struct rule {
 	u32 action;		/* RULE_… */
-	u32 unused;
+	u32 ipv6;		/* 1: of an IPv6 network, which no IPv4 source is in, though ::/0 has ::ffff:a.b.c.d in it */
 	u64 packets;		/* that it was the longest match of */
 	u64 bytes;		/* their UDP payload */
 };
 
-/* buckets: array of 1, BUCKET_ROWS rows of BUCKETS u64: when the bucket is full again (CLOCK_MONOTONIC, ns).
- * A source has one in each row, by hash, and is dropped when all of them are empty. So the table is of one size
- * whoever sends, nothing is ever evicted from it, and who shares one bucket with a flood still has the other. */
+/* buckets: array of 1: BUCKET_SETS sets of BUCKET_WAYS struct bucket, and a struct tick. A source has a bucket in its
+ * set, which its hash names, while that is not full; a full one says nothing, and is anybody's. So the table is of one
+ * size whoever sends, nothing is ever evicted from it, and no source pays for the packets of another one. Who finds no
+ * bucket in its set passes. */
+struct bucket {
+	u64 source;		/* IPv4: the second half of ::ffff:a.b.c.d; IPv6: the first half, its /64 */
+	u64 full_ns;		/* CLOCK_MONOTONIC when all tokens are back */
+};
 
-/* offenders: LRU hash, by source (16 bytes, IPv4 as ::ffff:a.b.c.d), u64: packets dropped by its limit */
+struct tick {
+	u64 jiffies;		/* when ns was read */
+	u64 ns;			/* CLOCK_MONOTONIC */
+};
+
+/* offenders: LRU hash, by source (16 bytes, IPv4 as ::ffff:a.b.c.d, IPv6 its /64), u64: packets dropped by its limit */
 
 /* events: ring buffer */
 struct event {

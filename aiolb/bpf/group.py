@@ -93,7 +93,7 @@ class Group(GroupState):
         """The group at ``address``, made if there is none, with its lock held: bind and join inside.
 
         bpffs is mounted where it is missing. An existing group keeps its seed and its key (others are refused); another
-        count, strictness or program becomes the group's when somebody joins with it. On an error the group is
+        count, strictness, guard or program becomes the group's when somebody joins with it. On an error the group is
         closed, and removed if it was made here; else it is the caller's to close. Raises GroupError,
         PrivilegeError, KernelError.
         """
@@ -238,6 +238,7 @@ class Group(GroupState):
         config = self.config
         if options.strict not in (None, config.strict):
             self._write_config(flags=config.flags ^ abi.FLAG_STRICT)
+        self.guard.set(options.guard)
         if config.key == abi.KEY_CUSTOM and options.key is None:
             return  # its program was compiled with a key file that we have not
         programs = options.programs

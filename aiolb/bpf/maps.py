@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Self, TypeVar
@@ -124,7 +124,21 @@ class Maps:
         """One value of a plain array as a struct."""
         return layout.unpack(self.read(pin, key) or bytes(layout.STRUCT.size))
 
-    def write(self, pin: str, key: int, value: bytes) -> None:
+    def items(self, pin: str) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of a map that is no array, each key once; those that come or go meanwhile may be missed."""
+        spec, fd = _SPECS[pin], self._descriptors[pin]
+        seen: set[bytes] = set()
+        key: bytes | None = None
+        # After a key that is gone the kernel begins again from the first one.
+        for _ in range(2 * spec.entries):
+            key = syscall.map_next_key(fd, key, spec.key_size)
+            if key is None:
+                return
+            if key not in seen and (value := syscall.map_lookup(fd, key, spec.value_size)) is not None:
+                seen.add(key)
+                yield key, value
+
+    def write(self, pin: str, key: int | bytes, value: bytes) -> None:
         """Write one value."""
         syscall.map_update(self._descriptors[pin], key, value)
 
@@ -133,7 +147,7 @@ class Maps:
         if values:
             syscall.map_update_batch(self._descriptors[pin], list(values), b"".join(values.values()))
 
-    def delete(self, pin: str, key: int) -> bool:
+    def delete(self, pin: str, key: int | bytes) -> bool:
         """Remove one value; whether there was one."""
         return syscall.map_delete(self._descriptors[pin], key)
 

@@ -158,6 +158,7 @@ def join_all(
     """
     given = given or {}
     if options.balancer == "none":
+        steering.refuse_guard(options, None)
         with _all_bound(address, bind, _wanted_count(options.group, given), given) as socks:
             return Members(address, bind, KernelBalancer(len(socks)), socks)
     if options.balancer == "classic":
@@ -227,6 +228,7 @@ def _join_classic(
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can")
     key = steering.classic_key(options, fallback)
+    steering.refuse_guard(options, fallback)
     steering.refuse_to_mix(address, options.group, given.values())
     with _all_bound(address, bind, _wanted_count(options.group, given), given) as socks:
         chosen = ClassicBalancer(list(socks.values()), options.group.seed, key)

@@ -9,16 +9,18 @@ import time
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from aiolb.address import Address
 from aiolb.bpf import abi, program, slots, spec
 from aiolb.bpf.abi import BPFFS, Config, Member
+from aiolb.bpf.guard import Guard
 from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
 from aiolb.bpf.maps import LayoutMismatchError, Maps
 from aiolb.bpf.pins import Pins, namespace_cookie
+from aiolb.bpf.rules import GuardOptions
 from aiolb.bpf.spec import ProgramSpec
 from aiolb.bpf.unpinned import Unpinned
 from aiolb.errors import ConfigurationError, GroupError, KernelError, PrivilegeError, StartError
@@ -32,14 +34,15 @@ class GroupOptions:
 
     ``count`` members (1 … 1,024; default 1), ``seed`` of the hash (128 bits; default random), ``strict``:
     drop when no member is alive (default: leave it to the kernel). ``key``: what is hashed (default: the source).
-    ``program``: the bytecode. ``bpffs``: where the group is pinned; None makes one that is not, and that no other
-    process finds.
+    ``guard``: what is dropped before that (default: nothing). ``program``: the bytecode. ``bpffs``: where the group
+    is pinned; None makes one that is not, and that no other process finds.
     """
 
     count: int | None = None
     seed: int | None = None
     strict: bool | None = None
     key: Key | None = None
+    guard: GuardOptions = field(default_factory=GuardOptions)
     program: ProgramSpec | None = None
     protocol: str = "udp"
     bpffs: Path | None = BPFFS
@@ -85,6 +88,7 @@ class Objects:
                 program_fd, loaded = program.load_first(options.programs, maps.by_placeholder())
                 on_error.callback(os.close, program_fd)
                 _fill(maps, options, loaded.digest)
+                Guard(maps).set(options.guard)
                 pins.pin(maps, program_fd)
             except KernelError:
                 raise

@@ -14,6 +14,7 @@ from dataclasses import replace
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.abi import Config, Member
+from aiolb.bpf.guard import Guard
 from aiolb.bpf.keys import Key, custom_key
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.pins import Pins
@@ -93,6 +94,11 @@ class GroupState:
     def holder(self, index: int) -> Member:
         """Who joined as ``index`` last, alive or not."""
         return self._maps.read_struct("members", index, Member)
+
+    @property
+    def guard(self) -> Guard:
+        """What the group drops before any member gets it; works until the group is closed."""
+        return Guard(self._maps)
 
     @property
     def key(self) -> Key:

@@ -18,6 +18,7 @@ from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.rules import GuardOptions
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
@@ -43,7 +44,7 @@ class JoinOptions:
 
     @classmethod
     def of(cls, config: ServeConfig) -> Self:
-        """What the settings of a collector, or of a supervisor, ask for. Reads the key file: ConfigurationError."""
+        """What the settings of a collector, or of a supervisor, ask for; reads files. Raises ConfigurationError."""
         key_file = None if config.key_file is None else KeyFile.read(config.key_file)
         return cls(
             index=config.index,
@@ -58,6 +59,7 @@ class JoinOptions:
                 seed=config.seed,
                 strict=config.strict,
                 key=_key(config.key, key_file),
+                guard=GuardOptions.parse(config.allow, config.deny, config.limit_source),
                 bpffs=config.bpffs,
             ),
         )
@@ -135,6 +137,7 @@ def join(address: Address, bind: Callable[[Address], socket.socket], options: Jo
     :meth:`Group.opened_or_created`, :meth:`Group.join`, ``bind`` and, with ``compile`` or ``debug``, CompileError.
     """
     if options.balancer == "none":
+        refuse_guard(options, None)
         return Joined(bind(address), UnmanagedPlace(options.group.count or 1), "none")
     if options.balancer == "classic":
         return _join_classic(address, bind, options)
@@ -194,6 +197,7 @@ def _join_classic(
     if options.takeover:
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
     key = classic_key(options, fallback)
+    refuse_guard(options, fallback)
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
     with _bound(address, bind) as sock:
@@ -209,6 +213,16 @@ def classic_key(options: JoinOptions, fallback: PrivilegeError | UnsupportedErro
             f"a key file needs the eBPF balancer{reason}", hint="run as root or with CAP_BPF, on Linux 5.8 or newer"
         ) from fallback
     return options.group.key or Key()
+
+
+def refuse_guard(options: JoinOptions, fallback: PrivilegeError | UnsupportedError | None) -> None:
+    """Raise GroupError where a guard is asked for and ``auto`` would take a balancer that has none."""
+    if options.group.guard:
+        reason = "" if fallback is None else f": {fallback}"
+        raise GroupError(
+            f"--allow, --deny and --limit-source need the eBPF balancer{reason}",
+            hint="run as root or with CAP_BPF, or leave them out",
+        ) from fallback
 
 
 def attach_classic(sock: socket.socket, count: int, seed: int | None, key: Key) -> None:

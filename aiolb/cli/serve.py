@@ -80,6 +80,24 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     default=None,
     help="Drop datagrams when no member is alive, instead of leaving them to the kernel's hash.",
 )
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="CIDR|@FILE",
+    help="Drop what does not come from here, before it is received; may be repeated.  [default: the group's rules]",
+)
+@click.option(
+    "--deny",
+    multiple=True,
+    metavar="CIDR|@FILE",
+    help="Drop what comes from here; may be repeated. The longest prefix decides between --allow and --deny.",
+)
+@click.option(
+    "--limit-source",
+    metavar="PPS[:BURST]|off",
+    help="Drop what a source (IPv6: a /64) sends beyond so many packets a second, or at once.  "
+    "[default: the group's limit]",
+)
 @click.option("--compile", is_flag=True, help="Compile the balancer with bcc instead of loading the shipped bytecode.")
 @click.option(
     "--debug",

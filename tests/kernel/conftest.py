@@ -132,6 +132,12 @@ def powerless(needs: Callable[[str, str], str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def with_bpf(needs: Callable[[str, str], str]) -> list[str]:
+    """The command that runs another one with CAP_BPF alone."""
+    return [needs("setpriv", "util-linux"), "--bounding-set=-all,+bpf", "--inh-caps=-all"]
+
+
+@pytest.fixture(scope="session")
 def private_mounts(needs: Callable[[str, str], str]) -> list[str]:
     """The command that runs another one with mounts of its own."""
     return [needs("unshare", "util-linux"), "--mount"]

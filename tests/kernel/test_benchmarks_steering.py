@@ -9,6 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+GUARDS = [
+    "guard, 1 rule",
+    "guard, 4,097 rules",
+    "guard, limit",
+    "guard, 4,097 rules, limit",
+    "guard, no rule allows",
+    "guard, over the limit",
+]
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "steering.py"
 
 
@@ -23,7 +31,7 @@ def test_every_program_sees_every_datagram(
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     content = json.loads((tmp_path / "steering.json").read_text())
     runs = content["nanoseconds_per_packet"]
-    assert list(runs) == ["empty", "load the source", "load it, select a socket", "balancer, 2 members"]
+    assert list(runs) == ["empty", "load the source", "load it, select a socket", "balancer, 2 members", *GUARDS]
     for loads in runs.values():
-        assert {load: len(costs) for load, costs in loads.items()} == {"1": 2, "300": 2, "cold": 2}
+        assert {load: len(costs) for load, costs in loads.items()} == {"1": 2, "300": 2, "flood": 2, "cold": 2}
         assert all(cost > 0 for costs in loads.values() for cost in costs)

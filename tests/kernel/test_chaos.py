@@ -28,6 +28,7 @@ LOSES = {
     "blocking": False,
     "overload": True,
     "overload-trains": True,
+    "spoofed": False,
     "soak": False,
 }
 """Whether something may be lost: then the scenario itself says what."""

@@ -49,12 +49,6 @@ print(json.dumps(answer))
 
 
 @pytest.fixture
-def with_bpf(needs):
-    """The command that runs another one with CAP_BPF alone."""
-    return [needs("setpriv", "util-linux"), "--bounding-set=-all,+bpf", "--inh-caps=-all"]
-
-
-@pytest.fixture
 def foreign(bpffs):
     """A folder of the bpffs that belongs to another user, as far as capabilities do not help."""
     folder = bpffs / "foreign"
