@@ -239,9 +239,9 @@ INLINE u64 recent_time(struct tick *tick)
 	return tick->ns;
 }
 
-/* The generic cell rate algorithm (ITU-T I.371); what a full bucket gives away is told within a tick. Two CPUs at once may take the same token. What they write when two
- * sources take the same full bucket differs by a tick at most: neither pays for the other. */
-INLINE int take_token(const struct config *config, struct bucket *bucket, u64 source, u64 now)
+/* The generic cell rate algorithm (ITU-T I.371). What has come back to a bucket is known to a tick where it is all, and
+ * else exactly. Two CPUs at once may take the same token. */
+INLINE int take_token(const struct config *config, struct bucket *bucket, u64 now)
 {
 	u64 full = bucket->full_ns;
 
@@ -252,7 +252,6 @@ INLINE int take_token(const struct config *config, struct bucket *bucket, u64 so
 	if (full - now > config->limit_burst_ns)
 		return 0;
 	bucket->full_ns = full + config->limit_interval_ns;
-	bucket->source = source;
 	return 1;
 }
 
@@ -269,16 +268,24 @@ INLINE void note_offender(const struct packet *packet)
 		bpf_map_update_elem_((u64)MAP(MAP_OFFENDERS), source, &one, BPF_NOEXIST);
 }
 
-/* BUCKET_WAYS times each: the source's own bucket, or else one that is full. */
+#define IN_ORDER asm volatile("" ::: "memory")
+
+/* BUCKET_WAYS times each: the source's own bucket, or else one that is full. Another source on another CPU may take that
+ * right now, and writes its name first: who has lost the bucket finds that out before it is dropped for that. */
 #define TRY_OWN(n)                                                                                    \
 	if (set[n].source == source) {                                                                \
-		if (take_token(config, &set[n], source, now))                                         \
+		if (take_token(config, &set[n], now))                                                 \
 			return ACTION_STEER;                                                          \
-		goto empty;                                                                           \
+		IN_ORDER;                                                                             \
+		if (set[n].source == source)                                                          \
+			goto empty;                                                                   \
+		return ACTION_STEER;                                                                  \
 	}
 #define TRY_FULL(n)                                                                                   \
 	if (set[n].full_ns <= now) {                                                                  \
-		take_token(config, &set[n], source, now);                                             \
+		set[n].source = source;                                                               \
+		IN_ORDER;                                                                             \
+		set[n].full_ns = now + config->limit_interval_ns;                                     \
 		return ACTION_STEER;                                                                  \
 	}
 
