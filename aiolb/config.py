@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aiolb.address import DEFAULT_PORT, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
+from aiolb.bpf.slots import MAX_WEIGHT
 from aiolb.errors import ConfigurationError
 
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
@@ -32,6 +33,8 @@ class ServeConfig:
         count: members of the group; None is the group's present count, and 1 for a new group.
         balancer: ``ebpf``, ``classic``, ``none``, or ``auto``: eBPF, else classic with a warning.
         takeover: replace the live member at ``index``.
+        weight: this member's part of the slots, beside the others' weights: 0 (none) … 1000; None leaves it as it is,
+            which is 100 in a new group.
         seed: of the source hash, 128 bits; None is random for a new group and the group's own for an old one.
         strict: drop datagrams when no member is alive, instead of leaving them to the kernel's hash.
         compile: compile the balancer with bcc at start instead of loading the shipped bytecode.
@@ -54,6 +57,7 @@ class ServeConfig:
     count: int | None = None
     balancer: str = "auto"
     takeover: bool = False
+    weight: int | None = None
     seed: int | None = None
     strict: bool | None = None
     compile: bool = False
@@ -82,6 +86,7 @@ class ServeConfig:
                 "the receive buffer is for datagrams; the kernel tunes those of connections by itself",
                 hint="leave --rcvbuf out; sysctl net.ipv4.tcp_rmem has the limits",
             )
+        _check_weight(self.weight, self.balancer)
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
         if self.balancer in ("classic", "none") and (self.compile or self.debug or self.takeover):
@@ -115,6 +120,15 @@ def _check_members(index: int, count: int | None) -> None:
             f"index {index} is outside of a group of {count}",
             hint=f"an --index below {count}, or a larger --count",
         )
+
+
+def _check_weight(weight: int | None, balancer: str) -> None:
+    if weight is None:
+        return
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise ConfigurationError(f"a weight is 0 to {MAX_WEIGHT}, not {weight}", hint="100 is what members have")
+    if balancer in ("classic", "none"):
+        raise ConfigurationError(f"the balancer {balancer!r} has no weights", hint="--balancer ebpf has")
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

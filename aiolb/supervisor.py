@@ -251,8 +251,8 @@ class Supervisor:
         if len(self._members) == 1:
             _log.warning("last_member", hint="SIGTERM stops it")
             return
-        member = self._members.pop()
         self._places.remove_last()
+        member = self._members.pop()
         self._note_count()
         self._store.forget(member.places)
         await self._end(member, "drain")

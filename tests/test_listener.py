@@ -28,12 +28,18 @@ class _FakePlace:
     def __init__(self):
         self.count = 3
         self.displaced = False
+        self.weight = 100
+        self.drained = False
+        self.changes = []
         self.empty = False
         self.calls = []
 
     def restore(self):
         restored, self.empty = self.empty, False
         return restored
+
+    def slots_change(self):
+        return self.changes.pop() if self.changes else None
 
     def leave(self):
         self.calls.append("leave")

@@ -20,6 +20,10 @@ class Balancer(Protocol):
     pinned: bool
     waiting: frozenset[int]
 
+    @property
+    def group(self) -> Group | None:
+        """The group with its slots, where there are any."""
+
     def place(self, index: int, sock: socket.socket) -> Place:
         """The place of a member; changes nothing."""
 
@@ -107,6 +111,7 @@ class KernelBalancer:
     name = "none"
     pinned = False
     waiting: frozenset[int] = frozenset()
+    group = None
 
     def __init__(self, count: int) -> None:
         self._places = [UnmanagedPlace(count) for _ in range(count)]
