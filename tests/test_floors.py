@@ -50,6 +50,7 @@ FLOORS = {
     "aiolb.remarks": 4,
     "aiolb.member_report": 9,
     "aiolb.places": 9,
+    "aiolb.balancing": 10,
     "aiolb.store": 10,
     "aiolb.reload": 10,
     "aiolb.supervised": 10,

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
-from aiolb.address import Address
+from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, slots
 from aiolb.bpf.abi import Config, Member
+from aiolb.bpf.hashing import slot_of
 from aiolb.bpf.keys import Key
 from aiolb.bpf.maps import Maps
 from aiolb.bpf.pins import Pins
@@ -51,10 +52,26 @@ class SlotTable:
         """The slot table: the owner of each of the 16,384 slots."""
         return list(memoryview(self._maps.slots[:]).cast("H"))
 
+    def slot_of(self, source: IPAddress, port: int | None = None) -> int:
+        """The slot of a source, which it has in common with many others.
+
+        ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the slot.
+        """
+        key = self.key.bytes_of(source, port)
+        if key is None:
+            needs = "HOST:PORT tells the slot" if self.config.key == abi.KEY_FLOW else "no address tells the slot"
+            raise ConfigurationError(f"the key of the group at {self.address} is {self.key}: {needs}")
+        return slot_of(self.config.seed, key)
+
     @property
     def shares(self) -> tuple[int, ...]:
         """The weight of each member, and 0 for one that is drained."""
         return tuple(member.share for member in self._members()[: self.config.count])
+
+    @property
+    def weights(self) -> tuple[tuple[int, bool], ...]:
+        """The weight of each member, and whether it is drained."""
+        return tuple((member.weight, bool(member.drained)) for member in self._members()[: self.config.count])
 
     def alive(self) -> set[int]:
         """The indexes that live sockets hold."""

@@ -11,7 +11,10 @@ import click
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
+from aiolb.cli.move import move
+from aiolb.cli.rebalance import rebalance
 from aiolb.cli.serve import serve
+from aiolb.cli.shares import drain, undrain, weight
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -71,6 +74,11 @@ def main() -> None:
 
 main.add_command(demo)
 main.add_command(doctor)
+main.add_command(drain)
 main.add_command(flood)
+main.add_command(move)
+main.add_command(rebalance)
 main.add_command(serve)
+main.add_command(undrain)
+main.add_command(weight)
 main.add_command(worker)
