@@ -162,7 +162,7 @@ class Supervised(Log):
 
     def __init__(self, script: Script, address: Address, policy: WorkerPolicy | None = None, **settings: Any) -> None:
         super().__init__()
-        given = {name: settings.pop(name) for name in ("manager", "inherited") if name in settings}
+        given = {name: settings.pop(name) for name in ("manager", "inherited", "rebalance") if name in settings}
         self.script = script
         target = Target(command=script.command, app=str(script.path))
         usual = {"bind": (address,), "graceful_timeout": 5.0, "report": script.path.with_suffix(".json")}

@@ -96,7 +96,8 @@ class SlotTable:
 
     def check_index(self, index: int) -> None:
         """Raise ConfigurationError for an index outside of the group."""
-        if not 0 <= index < (count := self.config.count):
+        count = self.config.count
+        if not 0 <= index < count:
             members = "1 member, index 0" if count == 1 else f"{count} members, 0 to {count - 1}"
             raise ConfigurationError(f"the group at {self.address} has no member {index}: it has {members}")
 

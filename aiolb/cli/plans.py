@@ -71,9 +71,10 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))
     for slot, load in look.oversized:
+        owner = look.reading.slots[slot]
         click.echo(
-            f"too big: slot {slot} of member {look.reading.slots[slot]} has {load / total:.1%} of all packets, more than a"
-            f" share, {look.share / total:.1%}.\n  It is most likely a single source: only --key flow can split it"
+            f"too big: slot {slot} of member {owner} has {load / total:.1%} of all packets, more than"
+            f" a share ({look.share / total:.1%}).\n  It is most likely a single source: only --key flow can split it"
         )
 
 
