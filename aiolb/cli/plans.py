@@ -60,8 +60,8 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
         click.echo(f"{group.address}: no packets in {seconds:.1f} s, so there is nothing to even out")
         return
     click.echo(
-        f"{group.address}: {total / seconds:,.0f} packets/s; the busiest of {len(look.members)} members has"
-        f" {_times(look.imbalance)} its share (bound {bound:g})"
+        f"{group.address}: {total / seconds:,.0f} packets/s for {some(len(look.members), 'member')}\n"
+        f"the busiest has {_times(look.imbalance)} its share; the bound is {bound:g}"
     )
     if look.plan is None:
         click.echo(_why_nothing(look, bound))
@@ -73,8 +73,8 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     for slot, load in look.oversized:
         owner = look.reading.slots[slot]
         click.echo(
-            f"too big: slot {slot} of member {owner} has {load / total:.1%} of all packets, more than"
-            f" a share ({look.share / total:.1%}).\n  It is most likely a single source: only --key flow can split it"
+            f"too big: slot {slot} of member {owner} has {load / total:.1%} of all packets, a share is"
+            f" {look.share / total:.1%}\n  it is most likely a single source: only --key flow can split it"
         )
 
 
