@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from chaos.processes import LOOK_INTERVAL
 from chaos.restarts import is_part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from aiolb.bpf.group import Group
 
@@ -32,17 +32,18 @@ async def rebalance(arena: Arena) -> Verdict:
             for n in range(1, times + 1):
                 before = supervisor.count("rebalanced")
                 crowded, drained = arena.random.sample(range(MEMBERS), 2)
-                group.move(
-                    [slot for slot, owner in enumerate(group.slots) if owner != crowded and slot % 3], to=crowded
-                )
+                with tables.changed():
+                    group.move(_crowd(tables[-1], crowded), to=crowded)
                 await supervisor.until_said("rebalanced", before + 1)
-                group.drain(drained)
+                with tables.changed():
+                    group.drain(drained)
                 await supervisor.until_said("drained", n)
                 await arena.sends(arena.load.rate / 2)
-                group.undrain(drained)
+                with tables.changed():
+                    group.undrain(drained)
                 await supervisor.until_said("undrained", n)
                 await arena.sends(arena.load.rate / 2)
-        changes = group.config.generation
+            await arena.stop_publishing()
     await arena.end(supervisor)
     owners = {source: [table[slot] for table in tables] for source, slot in enumerate(slot_of)}
     movers = frozenset(source for source, members in owners.items() if len(set(members)) > 1)
@@ -52,31 +53,50 @@ async def rebalance(arena: Arena) -> Verdict:
         expected_split=movers,
     )
     verdict.require_nothing_lost()
-    verdict.require(len(tables) == changes - tables.first + 1, "a table was not seen")
+    verdict.require(len(tables) == tables.last - tables.first + 1, "a table was not seen")
     for source, members in owners.items():
         seen, planned = verdict.findings.members_of(source), [member for member, _ in groupby(members)]
         verdict.require(is_part(seen, planned), f"source {source} was with {seen}, its slot with {planned}")
     return verdict
 
 
-class _Tables(list[list[int]]):
-    """The slot tables of a group, one after the other; ``first`` is the generation of the first."""
+class _Tables(list["list[int]"]):
+    """The slot tables of a group, one after the other; ``first`` and ``last`` are generations."""
 
-    first = 0
+    def __init__(self, group: Group) -> None:
+        super().__init__([group.slots])
+        self.first = self.last = group.config.generation
+        self._group = group
+
+    def note(self) -> None:
+        """Add the table, if it is another one than the last."""
+        with self._group.locked():
+            if (generation := self._group.config.generation) != self.last:
+                self.last = generation
+                self.append(self._group.slots)
+
+    @contextmanager
+    def changed(self) -> Iterator[None]:
+        """Note the table as it is, and as what happens in the block makes it; nobody changes it meanwhile."""
+        with self._group.locked():
+            self.note()
+            yield
+            self.note()
+
+
+def _crowd(table: Sequence[int], member: int) -> list[int]:
+    """Two thirds of the slots of all others."""
+    return [slot for slot, owner in enumerate(table) if owner != member and slot % 3]
 
 
 @asynccontextmanager
 async def _noted(group: Group) -> AsyncIterator[_Tables]:
-    """Every table that the group has inside of the block."""
-    tables, generation = _Tables([group.slots]), group.config.generation
-    tables.first = generation
+    """Every table that the group has inside of the block; the supervisor's own changes are a second apart."""
+    tables = _Tables(group)
 
     async def note() -> None:
-        nonlocal generation
         while True:
-            if (now := group.config.generation) != generation:
-                generation = now
-                tables.append(group.slots)
+            tables.note()
             await asyncio.sleep(LOOK_INTERVAL)
 
     noting = asyncio.create_task(note())
@@ -85,3 +105,4 @@ async def _noted(group: Group) -> AsyncIterator[_Tables]:
     finally:
         noting.cancel()
         await asyncio.wait([noting])
+        tables.note()
