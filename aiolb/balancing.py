@@ -80,7 +80,7 @@ async def keep_even(
 
     Only while ``whole()``: what belongs to other processes is not to be changed. What fails is logged.
     """
-    keepers = [_Keeper(group, policy) for group in groups]
+    keepers = [Keeper(group, policy) for group in groups]
     while not await happens(stopping, seconds=policy.interval):
         for keeper in keepers:
             try:
@@ -90,16 +90,17 @@ async def keep_even(
                 _log.error("rebalance_failed", bind=str(keeper.group.address), reason=str(error))
 
 
-class _Keeper:
+class Keeper:
     """One group that is kept even."""
 
     def __init__(self, group: Group, policy: RebalancePolicy) -> None:
         self.group = group
         self._balance = Balance(group, policy.bound)
-        self._told: frozenset[int] = frozenset()
+        self._told: set[int] = set()
         self._log = _log.bind(bind=str(group.address))
 
     async def step(self) -> None:
+        """Look, log what is remarkable, and move what is planned. Raises KernelError, OSError."""
         reading = self._balance.read(time.monotonic())
         # A plan takes up to some tenths of a second with many members, and workers are to be looked after meanwhile.
         look = await asyncio.get_running_loop().run_in_executor(None, self._balance.consider, reading)
@@ -114,13 +115,16 @@ class _Keeper:
             )
 
     def _tell_oversized(self, look: Look) -> None:
-        """Once for each slot, and again when it comes back."""
-        oversized = dict(look.oversized)
-        for slot in sorted(oversized.keys() - self._told):
-            self._log.warning(
-                "slot_too_big",
-                slot=slot,
-                share_of_load=round(oversized[slot] / sum(look.loads), 3),
-                hint="most likely a single source: only --key flow can split it",
-            )
-        self._told = frozenset(oversized)
+        """Once for each slot; its load may be above and below a share by turns."""
+        new = [(slot, load) for slot, load in look.oversized if slot not in self._told]
+        if not new:
+            return
+        self._told.update(slot for slot, _ in new)
+        slot, load = new[0]
+        self._log.warning(
+            "slots_too_big",
+            slots=len(new),
+            biggest=slot,
+            share_of_load=round(load / sum(look.loads), 3),
+            hint="each is most likely a single source: only --key flow can split it",
+        )

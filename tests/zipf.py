@@ -13,7 +13,7 @@ from typing import Self
 from aiolb.stamp import Stamp
 
 MEMBERS, SOURCES = 4, 30
-FIRST = 3000
+FIRST = 2000
 """Datagrams of the busiest source in one interval."""
 
 

@@ -54,6 +54,11 @@ class Look:
         """The largest part of all load that a member is meant to have, in packets."""
         return sum(self.loads) * max(self.reading.shares) / sum(self.reading.shares)
 
+    def owner_after(self, slot: int) -> int:
+        """The member of a slot, once the plan is carried out."""
+        moves = {} if self.plan is None else self.plan.moves
+        return moves.get(slot, self.reading.slots[slot])
+
     @property
     def oversized(self) -> tuple[tuple[int, float], ...]:
         """Slots with more load than any member's share, and their load, the largest first."""

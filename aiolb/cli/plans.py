@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """Rows of a table at most; JSON has everything."""
+OVERSIZED = 5
+"""Slots that are too big, at most."""
 
 
 def as_json(group: Group, look: Look, bound: float, seconds: float, *, applied: bool) -> dict[str, Any]:
@@ -70,12 +72,19 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
         console.print(_members(look, seconds))
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))
-    for slot, load in look.oversized:
-        owner = look.reading.slots[slot]
-        click.echo(
-            f"too big: slot {slot} of member {owner} has {load / total:.1%} of all packets, a share is"
-            f" {look.share / total:.1%}\n  it is most likely a single source: only --key flow can split it"
-        )
+    if look.oversized:
+        _show_oversized(look)
+
+
+def _show_oversized(look: Look) -> None:
+    """What no move can mend."""
+    total = sum(look.loads)
+    click.echo(f"too big, for a member's share is {look.share / total:.1%} of all packets:")
+    for slot, load in look.oversized[:OVERSIZED]:
+        click.echo(f"  slot {slot} of member {look.owner_after(slot)} has {load / total:.1%}")
+    if len(look.oversized) > OVERSIZED:
+        click.echo(f"  … and {some(len(look.oversized) - OVERSIZED, 'more slot')}")
+    click.echo("  each is most likely a single source: only --key flow can split it")
 
 
 def _times(imbalance: float) -> str:
@@ -92,6 +101,8 @@ def _why_nothing(look: Look, bound: float) -> str:
     excess = busiest * (1 - bound / look.imbalance)
     if excess <= CERTAIN * sqrt(busiest):
         return f"nothing to move for certain: {busiest:,.0f} packets are few, and more would tell (--interval)"
+    if look.oversized:
+        return "nothing to move: what is too big cannot be split"
     return "nothing to move: no move makes it more even"
 
 

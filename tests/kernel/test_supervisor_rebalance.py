@@ -8,11 +8,12 @@ from collections import defaultdict
 from contextlib import closing, contextmanager
 
 import pytest
+import structlog.testing
 import supervision
 import zipf
 
 from aiolb.address import Address
-from aiolb.balancing import RebalancePolicy, keep_even
+from aiolb.balancing import Keeper, RebalancePolicy, keep_even
 from aiolb.bpf import steering
 from aiolb.bpf.group import Group
 from aiolb.config import ServeConfig
@@ -206,3 +207,21 @@ async def test_without_slots(script, balancer):
         said = await supervised.event("rebalance_off")
         assert (said["log_level"], said["reason"]) == ("warning", f"the balancer {balancer} has no slots")
         await supervised.stop()
+
+
+async def test_what_is_logged(cluster):
+    """Each plan is one line, and so are slots that are too big, once; where nothing moves nothing is logged."""
+    numbered = zipf.Numbered(cluster(MEMBERS))
+    each = [3000] + [50] * (SOURCES - 1)
+    keeper = Keeper(numbered.cluster.group, RebalancePolicy())
+    await keeper.step()
+    with structlog.testing.capture_logs() as logged:
+        for seed in range(3):
+            numbered.interval(each=each, seed=seed)
+            await keeper.step()
+    too_big, rebalanced = logged
+    slot = numbered.cluster.group.slot_of(numbered.address(0))
+    assert (too_big["event"], too_big["slots"], too_big["biggest"]) == ("slots_too_big", 1, slot)
+    assert too_big["share_of_load"] == 0.674
+    assert (rebalanced["event"], rebalanced["bound"]) == ("rebalanced", 1.1)
+    assert rebalanced["busiest_before"] > rebalanced["busiest_after"]
