@@ -38,8 +38,8 @@ class BaseCollector:
         After a rebalancing, ``aiolb move``, ``drain`` and the like, and another number or weight of members; not when
         another member has died and its sources come here for as long. Within a quarter of a second, for each address
         apart; what is in the queue by then still comes, and connections that are open stay. When
-        ``change.concerns(addr)`` says ``"left"`` of a source, its state can be written out or forgotten; ``"came"`` says
-        that another member had it before. What this raises is logged.
+        ``change.concerns(addr)`` says ``"left"`` of a source, its state can be written out or forgotten; after
+        ``"came"`` another member had it before. What this raises is logged.
         """
 
     def report(self) -> Mapping[str, Any]:

@@ -148,7 +148,15 @@ class Script:
     @property
     def steps(self) -> list[tuple[int, int, str]]:
         """What they did, in order: process id, index, step."""
-        journal = self.path.with_suffix(".journal")
+        return self._lines(".journal")
+
+    @property
+    def changes(self) -> list[tuple[int, int, str]]:
+        """What they were told of slots, in order: process id, index, change."""
+        return self._lines(".slots")
+
+    def _lines(self, suffix: str) -> list[tuple[int, int, str]]:
+        journal = self.path.with_suffix(suffix)
         lines = journal.read_text().splitlines() if journal.exists() else []
         return [(int(pid), int(index), step) for pid, index, step in (line.split(" ", 2) for line in lines)]
 

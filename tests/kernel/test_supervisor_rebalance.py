@@ -130,8 +130,8 @@ async def test_workers_are_told(script, bpffs, monkeypatch, pinned):
         group.move([slot], to=2)
         told = "slots {} {} {} [0, 32, 128, 0] {}"
         of = supervised.address, group.config.seed
-        await until(lambda: len([step for _, _, step in script.steps if step.startswith("slots")]) == 2, "told")
-        assert {(index, step) for _, index, step in script.steps if step.startswith("slots")} == {
+        await until(lambda: len(script.changes) == 2, "both are told")
+        assert {(index, change) for _, index, change in script.changes} == {
             (0, told.format(of[0], [slot], [], of[1])),
             (2, told.format(of[0], [], [slot], of[1])),
         }
