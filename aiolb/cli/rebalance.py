@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from dataclasses import dataclass
@@ -70,6 +69,8 @@ def rebalance(
     change their member once, and nothing is lost; all others stay. It moves nothing unless a member is too busy by more
     than chance. With --watch a slot that has moved rests for longer and longer, so that nothing goes to and fro.
     """
+    import asyncio
+
     from aiolb.bpf.balance import Balance
 
     way = _Way(interval, watch, dry_run, as_json)
@@ -78,6 +79,8 @@ def rebalance(
 
 
 async def _run(group: Group, balance: Balance, way: _Way) -> None:
+    import asyncio
+
     from aiolb import signals
     from aiolb.waiting import happens
 
