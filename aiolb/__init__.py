@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aiolb.address import Address as Address
+    from aiolb.bpf.changes import SlotsChange as SlotsChange
     from aiolb.collector import Collector as Collector
     from aiolb.config import ServeConfig as ServeConfig
     from aiolb.errors import AiolbError as AiolbError
@@ -28,6 +29,7 @@ _HOMES = {
     "PublisherStatistics": "aiolb.send.statistics",
     "ServeConfig": "aiolb.config",
     "Server": "aiolb.server",
+    "SlotsChange": "aiolb.bpf.changes",
     "StartError": "aiolb.errors",
     "StreamCollector": "aiolb.stream",
     "StreamStatistics": "aiolb.stats",

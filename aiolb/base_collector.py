@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiolb import logs, loops, privileges, sockets
+from aiolb.bpf.changes import SlotsChange
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.server import ApplicationError, Server
@@ -30,6 +31,16 @@ class BaseCollector:
 
     async def shutdown(self) -> None:
         """Called once after the last handler ended, and after a start that failed behind ``startup()``."""
+
+    def on_slots_changed(self, change: SlotsChange) -> None:
+        """Called when slots, and the sources in them, have left this member or come to it; see :class:`SlotsChange`.
+
+        After a rebalancing, ``aiolb move``, ``drain`` and the like, and another number or weight of members; not when
+        another member has died and its sources come here for as long. Within a quarter of a second, for each address
+        apart; what is in the queue by then still comes, and connections that are open stay. When
+        ``change.concerns(addr)`` says ``"left"`` of a source, its state can be written out or forgotten; after
+        ``"came"`` another member had it before. What this raises is logged.
+        """
 
     def report(self) -> Mapping[str, Any]:
         """What ``--report`` adds under the name ``collector``; must be JSON-able."""

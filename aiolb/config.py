@@ -9,6 +9,7 @@ from aiolb.address import DEFAULT_PORT, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
 from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
 from aiolb.bpf.rules import GuardRules, Limit, networks
+from aiolb.bpf.slots import MAX_WEIGHT
 from aiolb.errors import ConfigurationError
 
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
@@ -34,6 +35,8 @@ class ServeConfig:
         count: members of the group; None is the group's present count, and 1 for a new group.
         balancer: ``ebpf``, ``classic``, ``none``, or ``auto``: eBPF, else classic with a warning.
         takeover: replace the live member at ``index``.
+        weight: this member's part of the slots, beside the others' weights: 0 (none) … 1000; None leaves it as it is,
+            which is 100 in a new group.
         seed: of the source hash, 128 bits; None is random for a new group and the group's own for an old one.
         key: what steering looks at: ``source``, ``prefix/24,64``, ``flow`` or ``random``; None is the source for a new
             group and the group's own for an old one.
@@ -64,6 +67,7 @@ class ServeConfig:
     count: int | None = None
     balancer: str = "auto"
     takeover: bool = False
+    weight: int | None = None
     seed: int | None = None
     key: str | None = None
     key_file: Path | None = None
@@ -97,6 +101,7 @@ class ServeConfig:
                 "the receive buffer is for datagrams; the kernel tunes those of connections by itself",
                 hint="leave --rcvbuf out; sysctl net.ipv4.tcp_rmem has the limits",
             )
+        _check_weight(self.weight, self.balancer)
         _check_choice("balancer", self.balancer, BALANCERS)
         _check_choice("loop", self.loop, LOOPS)
         _check_key(self.key, self.key_file, self.balancer, self.protocol)
@@ -162,6 +167,15 @@ def _check_guard(allow: tuple[str, ...], deny: tuple[str, ...], limit: str | Non
 def _no_files(texts: tuple[str, ...]) -> list[str]:
     """Files are read when a group is joined."""
     return [text for text in texts if not text.startswith("@")]
+
+
+def _check_weight(weight: int | None, balancer: str) -> None:
+    if weight is None:
+        return
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise ConfigurationError(f"a weight is 0 to {MAX_WEIGHT}, not {weight}", hint="100 is what members have")
+    if balancer in ("classic", "none"):
+        raise ConfigurationError(f"the balancer {balancer!r} has no weights", hint="--balancer ebpf has")
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

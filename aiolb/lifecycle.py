@@ -21,6 +21,10 @@ class Lifecycle(Protocol):
         """Called once after the last handler ended."""
         ...
 
+    def on_slots_changed(self, change: Any) -> None:
+        """Told which slots, and so which sources, have left its member or come to it."""
+        ...
+
     def report(self) -> Mapping[str, Any]:
         """What the collector wants to show of itself, by name."""
         ...

@@ -10,6 +10,7 @@ import structlog
 
 from aiolb import binding, logs, remarks, sockets
 from aiolb.bpf import steering
+from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.steering import Joined, JoinOptions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Listener(ABC):
         self,
         address: Address,
         joined: Joined,
-        application: Any,  # noqa: ARG002 - each kind has another one
+        application: Any,  # each kind has another one
         config: ServeConfig,
         *,
         forget: bool,
@@ -45,6 +46,8 @@ class Listener(ABC):
         self.balancer = joined.balancer
         self.key = joined.key
         self._place = joined.place
+        self._application = application
+        self._weight, self._drained = joined.place.weight, False
         self._sock = joined.sock
         self._index = config.index
         self._count = joined.place.count
@@ -95,9 +98,31 @@ class Listener(ABC):
             logs.MEMBER.get({})["count"] = count
             if self._index >= count:
                 self._log.warning("outside", hint=f"the group has no index {self._index} any more: nothing comes here")
+        self._look_at_slots()
         if self._place.restore():
             self._log.warning("place_restored", reason="it was taken over by a socket that has died")
         return self._place.displaced
+
+    def _look_at_slots(self) -> None:
+        if (weight := self._place.weight) != self._weight:
+            self._log.info("weight_changed", before=self._weight, now=weight)
+            self._weight = weight
+        if (drained := self._place.drained) != self._drained:
+            self._drained = drained
+            if drained:
+                self._log.warning("drained", hint=f"nothing comes here until: aiolb undrain {self._index}")
+            else:
+                self._log.info("undrained")
+        if (change := self._place.slots_change()) is not None:
+            self.slots_changed(change)
+
+    def slots_changed(self, change: SlotsChange) -> None:
+        """Tell the collector which of its sources may have left or come; what it raises is logged."""
+        self._log.info("slots_changed", left=len(change.left), came=len(change.came))
+        try:
+            self._application.on_slots_changed(change)
+        except Exception:  # noqa: BLE001 - whatever the user's code raises, datagrams still come
+            self._log.exception("on_slots_changed_failed")
 
     def _report_drops(self, now: float, *, last: bool = False) -> None:
         reported, at = self._drops_reported

@@ -13,6 +13,7 @@ from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
     from aiolb.address import Address
+    from aiolb.bpf.group import Group
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
     from aiolb.config import ServeConfig
@@ -116,6 +117,21 @@ class AllPlaces:
         """Members of the first group, those of other processes too."""
         return self._groups[0][0].place.count
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that have slots: those with the eBPF balancer."""
+        return tuple(members.group for members in self._groups if members.group is not None)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all places of all groups are these."""
+        return all(
+            len(members) == members[0].place.count
+            and not members.waiting
+            and not any(joined.place.displaced for joined in members)
+            for members in self._groups
+        )
+
     def of(self, index: int) -> Places:
         """The places of one member; ``out`` while it waits to take over."""
         out = any(index in group.waiting for group in self._groups)
@@ -129,7 +145,12 @@ class AllPlaces:
         return Places(self._groups, self.count, socks, out=True)
 
     def remove_last(self) -> None:
-        """Give the slots of the last member to the others, then its places up; its sockets are closed by it."""
+        """Give the slots of the last member to the others, then its places up; its sockets are closed by it.
+
+        Raises ConfigurationError, with nothing changed, when no other may own slots.
+        """
+        for group in self._groups:
+            group.check_removable()
         for group in self._groups:
             group.remove()
 

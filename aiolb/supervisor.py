@@ -16,6 +16,7 @@ import structlog
 from aiolb import logs, privileges, remarks, signals
 from aiolb.address import as_text
 from aiolb.assignment import Assignment
+from aiolb.balancing import RebalancePolicy, SlotWatches, keep_even
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
@@ -73,10 +74,12 @@ class Supervisor:
         *,
         manager: ServiceManager | None = None,
         inherited: Inherited | None = None,
+        rebalance: RebalancePolicy | None = None,
     ) -> None:
         self._target = target
         self._config = config
         self._policy = policy
+        self._rebalance = rebalance
         self._manager = manager or ServiceManager()
         self._store = SocketStore(self._manager, inherited or Inherited({}, ()), config.protocol)
         self._members: list[SupervisedMember] = []
@@ -174,14 +177,15 @@ class Supervisor:
 
     async def _supervise(self) -> None:
         operating, watching = asyncio.create_task(self._operate()), asyncio.create_task(self._watch())
+        balancing = asyncio.create_task(self._keep_even())
         try:
             await self._stopping.wait()
         finally:
             # Half of what is under way must not be left undone; it ends soon, for nothing new is waited for.
             self._requests.put_nowait(_nothing)
-            await asyncio.wait([operating, watching])
-        operating.result()
-        watching.result()
+            await asyncio.wait([operating, watching, balancing])
+        for task in (operating, watching, balancing):
+            task.result()
 
     async def _operate(self) -> None:
         """Do what was asked for, one thing after the other."""
@@ -252,8 +256,8 @@ class Supervisor:
         if len(self._members) == 1:
             _log.warning("last_member", hint="SIGTERM stops it")
             return
-        member = self._members.pop()
         self._places.remove_last()
+        member = self._members.pop()
         self._note_count()
         self._store.forget(member.places)
         await self._end(member, "drain")
@@ -271,9 +275,26 @@ class Supervisor:
         for member in self._members:
             member.order("count", count=self._places.count)
 
+    async def _keep_even(self) -> None:
+        """Move slots where load is uneven, if that was asked for."""
+        if self._rebalance is None:
+            return
+        if not self._places.groups:
+            hint = "only the ebpf balancer can"
+            _log.warning("rebalance_off", reason=f"the balancer {self._places.balancer} has no slots", hint=hint)
+            return
+        try:
+            await keep_even(self._places.groups, self._rebalance, self._holds_all, self._stopping)
+        finally:
+            self._stopping.set()
+
+    def _holds_all(self) -> bool:
+        return len(self._members) == self._places.count and self._places.whole
+
     async def _watch(self) -> None:
         """Look after members, places and keepers until stopping; stop when the last place was taken over."""
         looked = time.monotonic()
+        slots = SlotWatches(self._places.groups)
         try:
             while self._members and not self._stopping.is_set():
                 gap, looked = time.monotonic() - looked, time.monotonic()
@@ -282,11 +303,18 @@ class Supervisor:
                     for member in self._members:
                         member.excuse(gap)
                 self._look_after_members()
+                self._tell_of_slots(slots)
                 if self._manager.keep_alive(time.monotonic(), every=WATCH_INTERVAL):
                     self._manager.status(self._status())
                 await happens(self._stopping, seconds=WATCH_INTERVAL)
         finally:
             self._stopping.set()
+
+    def _tell_of_slots(self, slots: SlotWatches) -> None:
+        members = {member.index: member for member in self._members}
+        for index, change in slots.changes():
+            if index in members:
+                members[index].order("slots", **change.as_message())
 
     def _look_after_members(self) -> None:
         for member in list(self._members):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from aiolb import logs, signals
+from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.listeners import LISTENERS
 from aiolb.server import Server, reopening_log
@@ -35,8 +36,8 @@ class Worker:
     itself: the supervisor, which may have got it too, knows whether another worker goes on.
 
     It obeys ``receive``; ``hand_over`` (read no more: the queue is for the next worker); ``drain`` (no more comes: read
-    what is queued); ``give_up`` (wait for no handler); ``count``; ``reopen_log``. When the supervisor has died it stops
-    as well.
+    what is queued); ``give_up`` (wait for no handler); ``count``; ``slots`` (some have left or come); ``reopen_log``.
+    When the supervisor has died it stops as well.
 
     Handed over, it has ``released`` datagrams when its last handler has ended, for those of one source are handled in
     order; connections at once, while those that are open end here.
@@ -140,8 +141,16 @@ class Worker:
             self._ending.set()
         elif name == "count":
             self._place.count = content["count"]
+        elif name == "slots":
+            self._slots_changed(SlotsChange.from_message(content))
         elif name == "reopen_log":
             logs.reopen()
+
+    def _slots_changed(self, change: SlotsChange) -> None:
+        """Told before it receives, a worker has nothing of any source yet."""
+        for listener in self._server.listeners:
+            if listener.address == change.address:
+                listener.slots_changed(change)
 
     async def _beat(self) -> None:
         while True:

@@ -106,7 +106,7 @@ async def resizing(arena: Arena) -> Verdict:
         verdict.require_none(f"slots moved without need for {now} members", _moved(old, new) - _due(old, new))
     for source, members in owners.items():
         seen, planned = verdict.findings.members_of(source), [member for member, _ in groupby(members)]
-        verdict.require(_is_part(seen, planned), f"source {source} was with {seen}, its slot with {planned}")
+        verdict.require(is_part(seen, planned), f"source {source} was with {seen}, its slot with {planned}")
     return verdict
 
 
@@ -124,7 +124,7 @@ def _due(before: Sequence[int], after: Sequence[int]) -> int:
     return (Counter(before) - Counter(after)).total()
 
 
-def _is_part(seen: Sequence[int], planned: Sequence[int]) -> bool:
+def is_part(seen: Sequence[int], planned: Sequence[int]) -> bool:
     """Whether the members seen are some of those planned, in their order."""
     rest = iter(planned)
     return all(member in rest for member in seen)

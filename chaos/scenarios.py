@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiolb.errors import AiolbError
-from chaos import deaths, floods, handlers, restarts
+from chaos import balance, deaths, floods, handlers, restarts
 from chaos.arena import Arena, Verdict
 
 SCENARIOS: Mapping[str, Callable[[Arena], Awaitable[Verdict]]] = {
@@ -20,6 +20,7 @@ SCENARIOS: Mapping[str, Callable[[Arena], Awaitable[Verdict]]] = {
     "takeovers": restarts.takeovers,
     "resizing": restarts.resizing,
     "stall": restarts.stall,
+    "rebalance": balance.rebalance,
     "killed-workers": deaths.killed_workers,
     "killed-members": deaths.killed_members,
     "broken-worker": deaths.broken_worker,

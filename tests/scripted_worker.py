@@ -3,7 +3,7 @@
 Its application is a file: the first line is the version, the others are words that say what goes wrong:
 ``exit`` (before it is prepared), ``stuck`` (never prepared), ``exit-receive`` (ordered to receive), ``deaf`` (orders to
 end are not obeyed), ``linger`` (a child process of its own lives on, with the channel open). The file with ``.journal``
-at the end of its name gets a line for each step: ``PID INDEX STEP``.
+at the end of its name gets a line for each step: ``PID INDEX STEP``; the one with ``.slots`` for each change of slots.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ScriptedWorker:
         self.sockets = [socket.socket(fileno=number) for _, number in assignment["sockets"]]
         self.handled: list[str] = []
 
-    def note(self, step: str) -> None:
+    def note(self, step: str, suffix: str = ".journal") -> None:
         """Add a line to the journal."""
-        with self.script.with_suffix(".journal").open("a") as journal:
+        with self.script.with_suffix(suffix).open("a") as journal:
             journal.write(f"{os.getpid()} {self.index} {step}\n")
 
     def tell(self, name: str, **content: object) -> None:
@@ -73,7 +73,8 @@ class ScriptedWorker:
     def obey(self, order: dict) -> bool:
         """Do what the supervisor says; whether to receive from now on."""
         name = order["name"]
-        self.note(" ".join(map(str, order.values())))
+        # Slots are looked at every now and then: when a worker is told of them is not to be relied on.
+        self.note(" ".join(map(str, order.values())), ".slots" if name == "slots" else ".journal")
         if name == "receive":
             if "exit-receive" in self.words:
                 sys.exit(4)

@@ -148,7 +148,15 @@ class Script:
     @property
     def steps(self) -> list[tuple[int, int, str]]:
         """What they did, in order: process id, index, step."""
-        journal = self.path.with_suffix(".journal")
+        return self._lines(".journal")
+
+    @property
+    def changes(self) -> list[tuple[int, int, str]]:
+        """What they were told of slots, in order: process id, index, change."""
+        return self._lines(".slots")
+
+    def _lines(self, suffix: str) -> list[tuple[int, int, str]]:
+        journal = self.path.with_suffix(suffix)
         lines = journal.read_text().splitlines() if journal.exists() else []
         return [(int(pid), int(index), step) for pid, index, step in (line.split(" ", 2) for line in lines)]
 
@@ -162,7 +170,7 @@ class Supervised(Log):
 
     def __init__(self, script: Script, address: Address, policy: WorkerPolicy | None = None, **settings: Any) -> None:
         super().__init__()
-        given = {name: settings.pop(name) for name in ("manager", "inherited") if name in settings}
+        given = {name: settings.pop(name) for name in ("manager", "inherited", "rebalance") if name in settings}
         self.script = script
         target = Target(command=script.command, app=str(script.path))
         usual = {"bind": (address,), "graceful_timeout": 5.0, "report": script.path.with_suffix(".json")}

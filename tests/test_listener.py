@@ -11,6 +11,8 @@ import structlog.testing
 
 from aiolb import Collector, datagram_listener, logs, remarks, sockets
 from aiolb.address import Address
+from aiolb.bpf.changes import SlotsChange
+from aiolb.bpf.keys import Key
 from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
 from aiolb.datagram_listener import DatagramListener
@@ -28,12 +30,18 @@ class _FakePlace:
     def __init__(self):
         self.count = 3
         self.displaced = False
+        self.weight = 100
+        self.drained = False
+        self.changes = []
         self.empty = False
         self.calls = []
 
     def restore(self):
         restored, self.empty = self.empty, False
         return restored
+
+    def slots_change(self):
+        return self.changes.pop() if self.changes else None
 
     def leave(self):
         self.calls.append("leave")
@@ -64,14 +72,15 @@ def logged():
 
 
 @contextlib.asynccontextmanager
-async def listening(place, *, fallback=None, forget=False, rcvbuf=8192, read=True):
+async def listening(place, *, fallback=None, forget=False, rcvbuf=8192, read=True, app=None):
     """A listener on a socket of its own; with ``read=False`` it leaves datagrams in the queue."""
     sock = sockets.bind_reuseport(LOCAL)
     sockets.set_receive_buffer(sock, 8192)
     address = Address(*sock.getsockname())
     joined = Joined(sock, place, "ebpf" if fallback is None else "classic", fallback)
     remarks.on_joined(address, joined, sock, rcvbuf)
-    made = DatagramListener(address, joined, Discard(), ServeConfig(bind=(address,), rcvbuf=rcvbuf), forget=forget)
+    config = ServeConfig(bind=(address,), rcvbuf=rcvbuf)
+    made = DatagramListener(address, joined, app or Discard(), config, forget=forget)
     if not read:
         made.transport.pause_reading()
     try:
@@ -227,3 +236,48 @@ async def test_a_failure_after_joining_lets_the_socket_go(monkeypatch):
     with pytest.raises(RuntimeError, match="no transport"):
         DatagramListener.open(LOCAL, Discard(), ServeConfig(bind=(LOCAL,), balancer="none"))
     assert [sock.fileno() for sock in bound] == [-1]
+
+
+class Told(Discard):
+    """Notes what it is told of slots, and raises when it is to."""
+
+    def __init__(self):
+        self.changes = []
+        self.error = None
+
+    def on_slots_changed(self, change):
+        """Note it."""
+        self.changes.append(change)
+        if self.error is not None:
+            raise self.error
+
+
+async def test_slots_change(place, logged):
+    """The collector is told once of slots that have left or come; what it raises is logged and stops nothing."""
+    change = SlotsChange(LOCAL, frozenset({1, 2}), frozenset({3}), Key(), 5)
+    app = Told()
+    async with listening(place, app=app) as made:
+        place.changes = [change]
+        assert (made.watch(0), made.watch(0.25)) == (False, False)
+        app.error, place.changes = ValueError("my mistake"), [change]
+        assert made.watch(0.5) is False
+    assert app.changes == [change, change]
+    assert [event["event"] for event in logged] == ["slots_changed", "slots_changed", "on_slots_changed_failed"]
+    assert (logged[0]["left"], logged[0]["came"], logged[2]["log_level"]) == (2, 1, "error")
+
+
+async def test_weight_and_drain_are_logged(place, logged):
+    """Another weight, a drain and its end are logged once each."""
+    async with listening(place) as made:
+        place.weight, place.drained = 300, True
+        made.watch(0)
+        made.watch(0.25)
+        place.drained = False
+        made.watch(0.5)
+    said = [(event["event"], event["log_level"], event.get("before"), event.get("now")) for event in logged]
+    assert said == [
+        ("weight_changed", "info", 100, 300),
+        ("drained", "warning", None, None),
+        ("undrained", "info", None, None),
+    ]
+    assert logged[1]["hint"] == "nothing comes here until: aiolb undrain 0"

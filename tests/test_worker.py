@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 
 import pytest
 import structlog.testing
@@ -15,6 +16,8 @@ from aiolb import Collector, StreamCollector, sockets
 from aiolb.address import Address
 from aiolb.assignment import Assignment
 from aiolb.binding import binder
+from aiolb.bpf.changes import SlotsChange
+from aiolb.bpf.keys import Key
 from aiolb.channel import Channel
 from aiolb.config import ServeConfig
 from aiolb.server import ApplicationError
@@ -327,5 +330,44 @@ def test_connections_are_released_at_once(run):
             report = (await it.until("ended"))["report"]
             assert (report["accepted"], report["closed"], report["open"]) == (1, 1, 0)
             assert it.told == ["prepared", "receiving", "released", "ended"]
+
+    run(live())
+
+
+class Told(Recorder):
+    """Notes what it is told of slots, and raises."""
+
+    def __init__(self):
+        super().__init__()
+        self.changes = asyncio.Queue()
+
+    def on_slots_changed(self, change):
+        """Note it."""
+        self.changes.put_nowait(change)
+        raise ValueError("my mistake")
+
+
+def test_slots_change(run):
+    """Told of slots, it tells the collector, whose mistakes are logged; before it receives it tells nothing."""
+
+    async def live():
+        with structlog.testing.capture_logs() as logged:
+            async with worker(Told) as it:
+                address = sockets.address_of(it.sock)
+                change = SlotsChange(address, frozenset({1}), frozenset({2, 3}), Key(), 1 << 127)
+                await it.until("prepared")
+                it.order("slots", **change.as_message())
+                it.order("receive")
+                await it.until("receiving")
+                it.order("slots", **replace(change, address=Address("127.0.0.9", 1)).as_message())
+                it.order("slots", **change.as_message())
+                assert await it.app.changes.get() == change
+                it.order("drain")
+                await it.ended()
+                assert it.app.changes.empty()
+        assert [event["event"] for event in logged if "slots" in event["event"]] == [
+            "slots_changed",
+            "on_slots_changed_failed",
+        ]
 
     run(live())

@@ -25,6 +25,10 @@ class Balancer(Protocol):
     def key(self) -> Key | None:
         """The group's key; None where the kernel's own hash steers."""
 
+    @property
+    def group(self) -> Group | None:
+        """The group with its slots, where there are any."""
+
     def place(self, index: int, sock: socket.socket) -> Place:
         """The place of a member; changes nothing."""
 
@@ -114,6 +118,7 @@ class KernelBalancer:
     key: Key | None = None
     pinned = False
     waiting: frozenset[int] = frozenset()
+    group = None
 
     def __init__(self, count: int) -> None:
         self._places = [UnmanagedPlace(count) for _ in range(count)]

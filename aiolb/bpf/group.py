@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Self
 
 from aiolb.address import Address
-from aiolb.bpf import abi, slots
+from aiolb.bpf import abi
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.changes import SlotsChange, SlotsWatch
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import GroupState, cookie
@@ -30,11 +31,28 @@ class Membership:
         self.index = index
         self.cookie = cookie(sock)
         self._sock = sock
+        self._watch: SlotsWatch | None = None
 
     @property
     def count(self) -> int:
         """The group's present number of members."""
         return self.group.config.count
+
+    @property
+    def weight(self) -> int:
+        """The member's part of the slots beside the others' weights."""
+        return self.group.holder(self.index).weight
+
+    @property
+    def drained(self) -> bool:
+        """Whether the member is to own no slots for the time being."""
+        return bool(self.group.holder(self.index).drained)
+
+    def slots_change(self) -> SlotsChange | None:
+        """What slots have left the member and come to it since the last call; None the first time."""
+        if self._watch is None:
+            self._watch = SlotsWatch(self.group, self.index)
+        return self._watch.look().get(self.index)
 
     @property
     def held(self) -> bool:
@@ -144,21 +162,32 @@ class Group(GroupState):
             on_error.pop_all()
             return cls(address, pins, objects)
 
-    def join(self, sock: socket.socket, index: int, *, count: int | None = None, takeover: bool = False) -> Membership:
+    def join(
+        self,
+        sock: socket.socket,
+        index: int,
+        *,
+        count: int | None = None,
+        weight: int | None = None,
+        takeover: bool = False,
+    ) -> Membership:
         """Give a bound SO_REUSEPORT socket the place ``index``; the caller keeps the socket.
 
-        ``count`` changes the group's number of members, and moves only the slots that must move. An index held by
-        a live socket is refused with MemberTakenError unless ``takeover`` is asked for: then it is replaced in one
-        atomic update, and its owner sees that it was displaced. Raises GroupError, KernelError too.
+        ``count`` changes the group's number of members and ``weight`` the member's, and only the slots move that must.
+        An index held by a live socket is refused with MemberTakenError unless ``takeover`` is asked for: then it is
+        replaced in one atomic update, and its owner sees that it was displaced. Raises GroupError, KernelError too.
         """
+        changes = {} if weight is None else {index: {"weight": weight}}
         with self.locked():
             self.check_vacant(index, count=count, takeover=takeover)
+            self._dealt(changes, count or self.config.count)  # what cannot be is refused before anything is done
             self._adopt()
             self.place(sock, index)
             # The new member first, its slots after it: its sources move once, and straight to it.
-            if count is not None:
-                self.resize(count)
-            return Membership(self, index, sock)
+            self._deal(changes, count)
+            membership = Membership(self, index, sock)
+            membership.slots_change()  # what changes from now on is told
+            return membership
 
     def join_all(self, sockets: Mapping[int, socket.socket], *, count: int | None = None) -> None:
         """Give bound SO_REUSEPORT sockets their places by index, all or none; the caller keeps the sockets.
@@ -202,13 +231,10 @@ class Group(GroupState):
     def resize(self, count: int) -> None:
         """Make it ``count`` members, and move the slots that must move; who is outside then gets nothing more.
 
-        Raises ConfigurationError.
+        Raises ConfigurationError; also when all that are left are drained.
         """
         check_count(count)
-        with self.locked():
-            if count != self.config.count:
-                self.move_slots(slots.resize(self.slots, count))
-                self._write_config(count=count)
+        self._deal({}, count)
 
     def _check_kept(self, options: GroupOptions, pins: Pins) -> None:
         """What a group keeps from its creation on: key and seed."""

@@ -79,6 +79,17 @@ class Members:
         return self._chosen.pinned
 
     @property
+    def group(self) -> Group | None:
+        """The group with its slots; None without eBPF. It is closed with the members."""
+        return self._chosen.group
+
+    def check_removable(self) -> None:
+        """Raise ConfigurationError where ``remove()`` would."""
+        check_count(len(self) - 1)
+        if self.group is not None and not self.waiting:
+            self.group.check_shares(len(self) - 1)
+
+    @property
     def waiting(self) -> frozenset[int]:
         """The indexes that a takeover has not reached yet: ``take_over()`` each when its worker is ready."""
         return self._chosen.waiting

@@ -7,18 +7,18 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
-from aiolb.bpf.abi import Config, Member
 from aiolb.bpf.guard import Guard
 from aiolb.bpf.keys import Key, custom_key
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
+from aiolb.bpf.table import SlotTable
 from aiolb.bpf.unpinned import Unpinned
 from aiolb.errors import ConfigurationError, KernelError
 
@@ -29,8 +29,8 @@ _FORMER_GROUP_POLL = 0.001
 _SO_COOKIE = 57  # socket(7); the socket module has no name for it
 
 
-class GroupState:
-    """The members, slots, settings and counters of a group; owns its descriptors until ``close()``.
+class GroupState(SlotTable):
+    """The members and counters of a group, with its slot table; owns its descriptors until ``close()``.
 
     Everything but joining with another program works through these descriptors alone: also in a process that has
     given up its privileges since (Linux 5.19 or newer: Linux kernel commit c8644cd0efe7 ("bpf: refine
@@ -38,10 +38,8 @@ class GroupState:
     """
 
     def __init__(self, address: Address, pins: Pins | Unpinned, objects: Objects) -> None:
-        self.address = address
-        self._pins = pins
+        super().__init__(address, pins, objects.maps)
         self._objects = objects
-        self._maps = objects.maps
 
     @property
     def pinned(self) -> bool:
@@ -52,14 +50,6 @@ class GroupState:
         """Close the descriptors; the pins, the program and the members' places live on. Idempotent."""
         self._objects.close()
         self._pins.close()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the group's lock; re-entrant. A group whose pins were deleted needs none."""
-        with ExitStack() as stack:
-            with suppress(FileNotFoundError):
-                stack.enter_context(self._pins.locked())
-            yield
 
     def delete(self) -> None:
         """Remove the group's pins. Live members go on as they are, but nobody can join them any more. Idempotent."""
@@ -73,37 +63,9 @@ class GroupState:
                 self._pins.remove()
 
     @property
-    def config(self) -> Config:
-        """The group's settings as they stand."""
-        return self._maps.read_struct("config", 0, Config)
-
-    @property
-    def slots(self) -> list[int]:
-        """The slot table: the owner of each of the 16,384 slots."""
-        return list(memoryview(self._maps.slots[:]).cast("H"))
-
-    def alive(self) -> set[int]:
-        """The indexes that live sockets hold."""
-        return {index for index in range(self.config.count) if self.cookie_of(index) is not None}
-
-    def cookie_of(self, index: int) -> int | None:
-        """The cookie of the socket that holds ``index``; None when the member is dead."""
-        value = self._maps.read("targets", index)
-        return None if value is None else int(abi.U64.unpack(value)[0])
-
-    def holder(self, index: int) -> Member:
-        """Who joined as ``index`` last, alive or not."""
-        return self._maps.read_struct("members", index, Member)
-
-    @property
     def guard(self) -> Guard:
         """What the group drops before any member gets it; works until the group is closed."""
         return Guard(self._maps)
-
-    @property
-    def key(self) -> Key:
-        """What is hashed; a group keeps the one that it was made with."""
-        return Key.of(self.config)
 
     def locate(self, source: IPAddress, port: int | None = None) -> int | None:
         """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive.
@@ -150,10 +112,6 @@ class GroupState:
                 )
             )
         return GroupStatistics(config.count, config.seed, config.strict, str(Key.of(config)), tuple(members), *group)
-
-    def slot_packets(self) -> list[int]:
-        """Packets counted per slot; a train is one packet. The counts begin again at 0 after 2^32."""
-        return [packets % (1 << 32) for part in self._maps.sums("slot_stats") for packets in part]
 
     def place(self, sock: socket.socket, index: int) -> None:
         """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""
@@ -225,16 +183,6 @@ class GroupState:
         """Empty the place ``index`` if the socket with ``cookie`` still holds it; whether it did."""
         with self.locked():
             return self.cookie_of(index) == cookie and self._maps.delete("targets", index)
-
-    def move_slots(self, moves: dict[int, int]) -> None:
-        """Give slots to other members (slot: member), under the lock."""
-        with self.locked(), memoryview(self._maps.slots) as table, table.cast("H") as owners:
-            for slot, member in moves.items():
-                owners[slot] = member
-            self._write_config(generation=self.config.generation + 1 & 0xFFFFFFFF)
-
-    def _write_config(self, **changes: int) -> None:
-        self._maps.write("config", 0, replace(self.config, **changes).pack())
 
 
 def cookie(sock: socket.socket) -> int:

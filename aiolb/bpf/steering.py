@@ -14,6 +14,7 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 from aiolb.bpf.keys import Key
@@ -31,10 +32,12 @@ FALLBACK_SETTLE = 0.2
 class JoinOptions:
     """What a collector asks for when it joins; ``group.count`` None is the group's present count.
 
-    ``index`` is its place; who joins with all members has all of them. ``key_file`` makes the key ``group.key``.
+    ``index`` is its place, ``weight`` its part of the slots; who joins with all members has all places, and no weight.
+    ``key_file`` makes the key ``group.key``.
     """
 
     index: int = 0
+    weight: int | None = None
     balancer: str = "auto"
     takeover: bool = False
     compile: bool = False
@@ -48,6 +51,7 @@ class JoinOptions:
         key_file = None if config.key_file is None else KeyFile.read(config.key_file)
         return cls(
             index=config.index,
+            weight=config.weight,
             balancer=config.balancer,
             takeover=config.takeover,
             compile=config.compile,
@@ -82,6 +86,17 @@ class Place(Protocol):
     def displaced(self) -> bool:
         """Whether another socket took the place over."""
 
+    @property
+    def weight(self) -> int | None:
+        """The member's part of the slots beside the others' weights; None where there are no slots."""
+
+    @property
+    def drained(self) -> bool:
+        """Whether the member is to own no slots for the time being."""
+
+    def slots_change(self) -> SlotsChange | None:
+        """What slots have left the member and come to it since the last call."""
+
     def restore(self) -> bool:
         """Take the place if it is empty, after ``leave()`` or because who took it over has died; whether it was."""
 
@@ -114,9 +129,14 @@ class UnmanagedPlace:
     """A place among sockets that the kernel numbers itself: it cannot be left or taken over."""
 
     displaced = False
+    weight: int | None = None
+    drained = False
 
     def __init__(self, count: int) -> None:
         self.count = count
+
+    def slots_change(self) -> None:
+        """There are no slots, or somebody else looks after them."""
 
     def restore(self) -> bool:
         """Nobody can take the place over."""
@@ -155,7 +175,9 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
         with _bound(address, bind) as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
-            place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
+            place = group.join(
+                sock, options.index, count=wanted.count, weight=options.weight, takeover=options.takeover
+            )
         return Joined(sock, place, "ebpf", others=others, key=group.key)
 
 
@@ -198,6 +220,8 @@ def _join_classic(
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
     key = classic_key(options, fallback)
     refuse_guard(options, fallback)
+    if options.weight is not None:
+        raise GroupError("the classic balancer has no weights", hint="--balancer ebpf has") from fallback
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
     with _bound(address, bind) as sock:

@@ -12,7 +12,10 @@ from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
 from aiolb.cli.guard import guard
+from aiolb.cli.move import move
+from aiolb.cli.rebalance import rebalance
 from aiolb.cli.serve import serve
+from aiolb.cli.shares import drain, undrain, weight
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -72,7 +75,12 @@ def main() -> None:
 
 main.add_command(demo)
 main.add_command(doctor)
+main.add_command(drain)
 main.add_command(flood)
 main.add_command(guard)
+main.add_command(move)
+main.add_command(rebalance)
 main.add_command(serve)
+main.add_command(undrain)
+main.add_command(weight)
 main.add_command(worker)

@@ -65,6 +65,12 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     help="Place of this member in the group, 0 … count-1.",
 )
 @click.option("--count", type=int, help="Members of the group.  [default: what the group has; 1 for a new one]")
+@click.option(
+    "--weight",
+    type=int,
+    metavar="0…1000",
+    help="Part of the sources beside the other members' weights.  [default: what the member has; 100 for a new one]",
+)
 @click.option("--takeover", is_flag=True, help="Replace the live member with this index; it drains and exits.")
 @click.option(
     "--balancer",

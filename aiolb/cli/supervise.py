@@ -16,11 +16,14 @@ from aiolb.config import ServeConfig
 from aiolb.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from aiolb.balancing import RebalancePolicy
     from aiolb.supervisor import Supervisor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SUPERVISION = ("workers", "worker_timeout", "start_timeout", "recycle_after", "restart_limit", "reload")
+REBALANCING = ("rebalance", "rebalance_bound", "rebalance_interval")
+
+SUPERVISION = ("workers", "worker_timeout", "start_timeout", "recycle_after", "restart_limit", "reload", *REBALANCING)
 """The arguments of ``aiolb serve`` that are the supervisor's."""
 
 
@@ -71,6 +74,24 @@ def supervisor_options(command: _F) -> _F:
             " earlier or later.",
         ),
         click.option(
+            "--rebalance",
+            is_flag=True,
+            default=None,
+            help="Move slots, and the sources in them, from members that are too busy to others; see aiolb rebalance.",
+        ),
+        click.option(
+            "--rebalance-bound",
+            type=float,
+            metavar="X",
+            help="A member is too busy above X times its share of all packets.  [default: 1.1]",
+        ),
+        click.option(
+            "--rebalance-interval",
+            type=float,
+            metavar="SECONDS",
+            help="Look at the load this often.  [default: 10]",
+        ),
+        click.option(
             "--reload",
             is_flag=True,
             default=None,
@@ -94,11 +115,14 @@ def supervise(
     restart_limit: str = "5/60",
     recycle_after: str | None = None,
     reload: bool = False,
+    **rebalancing: Any,
 ) -> None:
     """Run a supervisor until it is stopped. Raises ConfigurationError, StartError."""
     if config.index or config.count is not None:
         option = "--reload" if reload else "--workers"
         raise ConfigurationError(f"{option} runs all members of the group", hint="leave --index and --count out")
+    if config.weight is not None:
+        raise ConfigurationError("--weight is for a single member", hint="once they run: aiolb weight INDEX N")
     if not 1 <= workers <= MAX_MEMBERS:
         raise ConfigurationError(f"a group has 1 to {MAX_MEMBERS} members, not {workers}", hint="--workers auto")
     from aiolb import logs, loops, privileges, sockets, systemd
@@ -106,6 +130,7 @@ def supervise(
     from aiolb.supervised import WorkerPolicy
     from aiolb.supervisor import Supervisor, Target
 
+    rebalance = _rebalance_policy(config, **rebalancing)
     policy = WorkerPolicy(
         start_timeout=start_timeout,
         worker_timeout=worker_timeout,
@@ -120,7 +145,7 @@ def supervise(
     # -P: what lies in the working directory is the application's, and not to be run before privileges are dropped.
     python = (sys.executable, "-P", "-B") if reload else (sys.executable, "-P")
     target = Target(command=(*python, "-m", "aiolb", "worker"), app=app, log=log)
-    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited)
+    supervisor = Supervisor(target, config, policy, manager=manager, inherited=inherited, rebalance=rebalance)
     with loops.runner(config.loop) as runner:
         runner.run(_run(supervisor, app, reload=reload))
 
@@ -130,6 +155,28 @@ async def _run(supervisor: Supervisor, app: str, *, reload: bool) -> None:
 
     async with restarting(app, supervisor.restart) if reload else nullcontext():
         await supervisor.run()
+
+
+def _rebalance_policy(
+    config: ServeConfig,
+    *,
+    rebalance: bool = False,
+    rebalance_bound: float | None = None,
+    rebalance_interval: float | None = None,
+) -> RebalancePolicy | None:
+    from aiolb.balancing import RebalancePolicy
+
+    given = {"bound": rebalance_bound, "interval": rebalance_interval}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if not rebalance:
+        if settings:
+            raise ConfigurationError(f"--rebalance-{next(iter(settings))} is for --rebalance", hint="add --rebalance")
+        return None
+    if config.balancer in ("classic", "none"):
+        raise ConfigurationError(
+            f"the balancer {config.balancer!r} has no slots to move", hint="--balancer ebpf, or without --rebalance"
+        )
+    return RebalancePolicy(**settings)
 
 
 def _restart_policy(text: str) -> Any:

@@ -26,6 +26,7 @@ class Watched(Generic[C]):
         self.attach = collector.attach
         self.startup = collector.startup
         self.on_error = collector.on_error
+        self.on_slots_changed = collector.on_slots_changed
         self.report: Callable[[], Mapping[str, Any]] = collector.report
 
     @property

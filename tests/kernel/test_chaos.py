@@ -19,6 +19,7 @@ LOSES = {
     "takeovers": False,
     "resizing": False,
     "stall": False,
+    "rebalance": False,
     "killed-workers": True,
     "killed-members": True,
     "broken-worker": True,
