@@ -13,11 +13,12 @@ from aiolb.address import Address
 from aiolb.bpf import abi, slots
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
+from aiolb.bpf.ownership import user_name
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import GroupState, cookie
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
-from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, MemberTakenError
+from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, MemberTakenError, PrivilegeError
 
 __all__ = ["Group", "GroupOptions", "GroupStatistics", "MemberStatistics", "Membership"]
 
@@ -210,18 +211,50 @@ class Group(GroupState):
                 self.move_slots(slots.resize(self.slots, count))
                 self._write_config(count=count)
 
+    def prepare(self, uid: int, gid: int, *, shared: bool = False) -> None:
+        """Let a user's processes join without any privilege, and with ``shared`` those of a group of users.
+
+        Keeps the group when no member is left. What was asked for when it was opened becomes its own. Raises
+        GroupError where another user's member is alive, PrivilegeError, KernelError.
+        """
+        with self.locked():
+            options = self._wanted
+            self._check_users(uid)
+            self._adopt()
+            if options is not None and options.count is not None:
+                self.resize(options.count)
+            try:
+                self._pins.prepare(uid, gid, shared=shared)
+            except OSError as error:
+                raise PrivilegeError(
+                    f"this user may not give the group at {self.address} to {user_name(uid)}: {error.strerror}",
+                    errno=error.errno,
+                    hint="run as root",
+                ) from error
+
+    def _check_users(self, uid: int) -> None:
+        """All sockets of a port are one user's (socket(7), SO_REUSEPORT)."""
+        others = [index for index in sorted(self.alive()) if self.holder(index).uid != uid]
+        if others:
+            holder = self.holder(others[0])
+            raise GroupError(
+                f"the group at {self.address} cannot be {user_name(uid)}'s: "
+                f"member {others[0]} is pid {holder.pid} of user {user_name(holder.uid)}",
+                hint="all sockets of a port belong to one user: stop its members first",
+            )
+
     def _check_kept(self, options: GroupOptions, pins: Pins) -> None:
         """What a group keeps from its creation on: key and seed."""
         if options.key not in (None, self.key):
             raise GroupError(
                 f"the group at {self.address} has the key {self.key}, not {options.key}",
-                hint=f"leave --key out, or start afresh: stop its members, then rm -r {pins.folder}",
+                hint=f"leave --key out, or start afresh: stop its members, then {pins.command('delete')}",
             )
         seed = self.config.seed
         if options.seed not in (None, seed):
             raise GroupError(
                 f"the group at {self.address} has the seed {seed}, not {options.seed}",
-                hint=f"leave --seed out, or start afresh: stop its members, then rm -r {pins.folder}",
+                hint=f"leave --seed out, or start afresh: stop its members, then {pins.command('delete')}",
             )
 
     def _adopt(self) -> None:
@@ -234,6 +267,8 @@ class Group(GroupState):
             self._write_config(flags=config.flags ^ abi.FLAG_STRICT)
         if config.key == abi.KEY_CUSTOM and options.key is None:
             return  # its program was compiled with a key file that we have not
+        if not self._pins.writable:
+            return  # nobody else could load the other program from its pin
         programs = options.programs
         if config.program not in {bytecode.digest for bytecode in programs} and (
             loaded := self._objects.replace_program(programs)

@@ -16,6 +16,7 @@ from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.abi import Config, Member
 from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import Objects
+from aiolb.bpf.ownership import Owner
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
@@ -47,6 +48,11 @@ class GroupState:
         """Whether other processes can find the group; one that is not pinned ends with its sockets."""
         return self._pins.pinned
 
+    @property
+    def owner(self) -> Owner:
+        """Whose the pins are: who may join without privileges. Raises OSError."""
+        return self._pins.owner
+
     def close(self) -> None:
         """Close the descriptors; the pins, the program and the members' places live on. Idempotent."""
         self._objects.close()
@@ -66,9 +72,9 @@ class GroupState:
             self._pins.remove()
 
     def delete_if_empty(self) -> None:
-        """Remove the group's pins unless a member is alive, or this user may not."""
+        """Remove the group's pins unless a member is alive, they were prepared for a user, or this user may not."""
         with self.locked(), suppress(PermissionError):
-            if self._pins.complete and not self.alive():
+            if self._pins.complete and not self._pins.owner.prepared and not self.alive():
                 self._pins.remove()
 
     @property

@@ -11,6 +11,7 @@ import click
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
+from aiolb.cli.group import group
 from aiolb.cli.serve import serve
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
@@ -72,5 +73,6 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(flood)
+main.add_command(group)
 main.add_command(serve)
 main.add_command(worker)
