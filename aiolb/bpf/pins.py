@@ -61,7 +61,7 @@ class Pins:
     @property
     def writable(self) -> bool:
         """Whether this user may replace a pin."""
-        return os.access(self.folder, os.W_OK, effective_ids=True)
+        return _may(os.W_OK, self.folder)
 
     def command(self, action: str, *options: str) -> str:
         """``aiolb group ACTION`` for this group, to be told in a hint."""
@@ -160,7 +160,7 @@ class Pins:
         if (closed := self._closed_folder()) is not None:
             return _closed_error(closed, error)
         try:
-            owner = f"run as its owner, {self.owner}, or as root: "
+            owner = f"run as {self.owner}, or as root: "
         except OSError:
             owner = "as root: "
         return PrivilegeError(
@@ -172,9 +172,10 @@ class Pins:
     def _closed_folder(self) -> Path | None:
         """The first folder above the group's that this user may not enter."""
         above = (self.bpffs, self.folder.parent.parent, self.folder.parent)
-        # Where one may not be entered, what is in it seems not to be there.
-        there = [folder for folder in above if folder.exists()]
-        return next((folder for folder in there if not os.access(folder, os.X_OK, effective_ids=True)), None)
+        for folder in above:  # from the top: in one that may not be entered, nothing seems to be there
+            if _may(os.F_OK, folder) and not _may(os.X_OK, folder):
+                return folder
+        return None
 
     def _flock(self, fd: int, folder: Path, deadline: float) -> None:
         # flock(2) has no time limit of its own, and a stopped process must not hang all others for ever.
@@ -268,6 +269,10 @@ def names_of(folder: str) -> tuple[str, Address]:
     """The protocol and the address of the group that is pinned in a folder of this name."""
     protocol, host, port = folder.split("_")
     return protocol, Address(host if ":" in host else host.replace("-", "."), int(port))
+
+
+def _may(mode: int, path: Path) -> bool:
+    return os.access(path, mode, effective_ids=True)
 
 
 def _closed_error(folder: Path, error: OSError) -> PrivilegeError:
