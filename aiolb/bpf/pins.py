@@ -159,14 +159,16 @@ class Pins:
         """Why this user may not open the group, and who may."""
         if (closed := self._closed_folder()) is not None:
             return _closed_error(closed, error)
-        try:
-            owner = f"run as {self.owner}, or as root: "
-        except OSError:
-            owner = "as root: "
+        with suppress(OSError):
+            if self.owner.uid:
+                return self._refused(error, f"run as {self.owner}, or ")
+        return self._refused(error)
+
+    def _refused(self, error: OSError, otherwise: str = "") -> PrivilegeError:
         return PrivilegeError(
             f"this user may not open the group in {self.folder}: {error.strerror}",
             errno=error.errno,
-            hint=owner + self.command("create", "--owner", ownership.user_name(os.geteuid())),
+            hint=f"{otherwise}as root: {self.command('create', '--owner', ownership.user_name(os.geteuid()))}",
         )
 
     def _closed_folder(self) -> Path | None:

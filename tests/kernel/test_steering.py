@@ -344,7 +344,7 @@ def test_another_users_group(python, bpffs, joining, address):
     assert answer == {
         "error": "PrivilegeError",
         "message": f"this user may not open the group in {folder}: Permission denied",
-        "hint": f"run as root, or as root: aiolb group create {address} --owner nobody --bpffs {bpffs}",
+        "hint": f"as root: aiolb group create {address} --owner nobody --bpffs {bpffs}",
     }
     for balancer in ("auto", "classic"):
         answer = python(JOIN, balancer, bpffs, address.port, NOBODY)
