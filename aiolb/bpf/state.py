@@ -15,6 +15,7 @@ from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.abi import Config, Member
 from aiolb.bpf.keys import Key
+from aiolb.bpf.location import Location
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.ownership import Owner
 from aiolb.bpf.pins import Pins
@@ -110,11 +111,19 @@ class GroupState:
 
         ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the key.
         """
+        return self.location(source, port).member
+
+    def location(self, source: IPAddress, port: int | None = None) -> Location:
+        """The same with its slot, the slot's owner, and the process."""
         config = self.config
         key = self.key.bytes_of(source, port)
         if key is None:
             raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source")
-        return hashing.choose(config.seed, key, self.slots, config.count, self.alive(), newest=config.newest).member
+        with memoryview(self._maps.slots) as table, table.cast("H") as owners:
+            found = hashing.choose(config.seed, key, owners, config.count, _Living(self), newest=config.newest)
+            owner = owners[found.slot]
+        pid = None if found.member is None else self.holder(found.member).pid
+        return Location(found.slot, owner, found.member, pid)
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""
@@ -224,6 +233,16 @@ class GroupState:
 
     def _write_config(self, **changes: int) -> None:
         self._maps.write("config", 0, replace(self.config, **changes).pack())
+
+
+class _Living:
+    """The indexes that live sockets hold; each is looked at when it is asked for."""
+
+    def __init__(self, group: GroupState) -> None:
+        self._group = group
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self._group.cookie_of(index) is not None
 
 
 def cookie(sock: socket.socket) -> int:

@@ -6,8 +6,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, Self
 
 from aiolb import sockets
@@ -18,7 +19,15 @@ from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
-from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
+from aiolb.errors import (
+    ConfigurationError,
+    GroupError,
+    GroupNotFoundError,
+    KernelError,
+    PrivilegeError,
+    StartError,
+    UnsupportedError,
+)
 
 FALLBACK_SETTLE = 0.2
 """Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
@@ -119,23 +128,36 @@ def join(address: Address, bind: Callable[[Address], socket.socket], options: Jo
     ``bind`` makes the bound socket; it is closed again when joining fails. Raises the errors of
     :meth:`Group.opened_or_created`, :meth:`Group.join`, ``bind`` and, with ``compile`` or ``debug``, CompileError.
     """
+    return _join(address, partial(_bound, address, bind), options)
+
+
+def join_bound(address: Address, sock: socket.socket, options: JoinOptions) -> Joined:
+    """As :func:`join` with a socket that is bound to ``address`` already; the caller keeps it, also on an error."""
+    return _join(address, lambda: nullcontext(sock), options)
+
+
+_Bound = Callable[[], AbstractContextManager[socket.socket]]
+
+
+def _join(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
     if options.balancer == "none":
-        return Joined(bind(address), UnmanagedPlace(options.group.count or 1), "none")
+        with bound() as sock:
+            return Joined(sock, UnmanagedPlace(options.group.count or 1), "none")
     if options.balancer == "classic":
-        return _join_classic(address, bind, options)
+        return _join_classic(address, bound, options)
     try:
-        return _join_ebpf(address, bind, options)
+        return _join_ebpf(address, bound, options)
     except (PrivilegeError, UnsupportedError) as error:
         if options.balancer == "ebpf":
             raise
-        return _join_classic(address, bind, options, fallback=error)
+        return _join_classic(address, bound, options, fallback=error)
 
 
-def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], options: JoinOptions) -> Joined:
+def _join_ebpf(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
     wanted = group_options(options)
     with Group.opened_or_created(address, wanted) as group:
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
-        with _bound(address, bind) as sock:
+        with bound() as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
         return Joined(sock, place, "ebpf", others=others)
@@ -171,7 +193,7 @@ def _strangers(address: Address, own: Collection[socket.socket], protocol: str, 
 
 def _join_classic(
     address: Address,
-    bind: Callable[[Address], socket.socket],
+    bound: _Bound,
     options: JoinOptions,
     fallback: PrivilegeError | UnsupportedError | None = None,
 ) -> Joined:
@@ -179,7 +201,12 @@ def _join_classic(
         raise GroupError("the classic balancer cannot take a place over", hint="--balancer ebpf can") from fallback
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
-    with _bound(address, bind) as sock:
+    if options.index >= count:
+        raise ConfigurationError(
+            f"the classic balancer cannot know the number of members, and index {options.index} is outside of {count}",
+            hint="give every member the same --count",
+        ) from fallback
+    with bound() as sock:
         attach_classic(sock, count, options.group.seed)
     return Joined(sock, UnmanagedPlace(count), "classic", fallback)
 
@@ -215,7 +242,7 @@ def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socke
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
         raise GroupError(
             f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
-            hint="join it as the user that made it, with CAP_BPF",
+            hint="join it as its members' user, without --balancer classic; aiolb group show has its owner",
         )
 
 
