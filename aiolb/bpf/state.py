@@ -90,7 +90,12 @@ class GroupState:
 
     def alive(self) -> set[int]:
         """The indexes that live sockets hold."""
-        return {index for index in range(self.config.count) if self.cookie_of(index) is not None}
+        return {index for index, found in enumerate(self.cookies()) if found is not None}
+
+    def cookies(self) -> list[int | None]:
+        """The cookie of the socket that holds each index; None where the member is dead."""
+        values = self._maps.read_each("targets", self.config.count)
+        return [None if value is None else int(abi.U64.unpack(value)[0]) for value in values]
 
     def cookie_of(self, index: int) -> int | None:
         """The cookie of the socket that holds ``index``; None when the member is dead."""
@@ -100,6 +105,11 @@ class GroupState:
     def holder(self, index: int) -> Member:
         """Who joined as ``index`` last, alive or not."""
         return self._maps.read_struct("members", index, Member)
+
+    def holders(self) -> list[Member]:
+        """The same for each index."""
+        size, members = Member.STRUCT.size, self._maps.read_all("members")
+        return [Member.unpack(members[size * index : size * (index + 1)]) for index in range(self.config.count)]
 
     @property
     def key(self) -> Key:
@@ -132,12 +142,11 @@ class GroupState:
         counters = self._maps.sums("member_stats")
         (group,) = self._maps.sums("group_stats")
         members = []
-        for index in range(config.count):
-            member = self.holder(index)
+        for index, (member, found) in enumerate(zip(self.holders(), self.cookies(), strict=False)):
             members.append(
                 MemberStatistics(
                     index,
-                    self.cookie_of(index),
+                    found,
                     member.pid,
                     member.uid,
                     member.joined_ns,

@@ -174,15 +174,15 @@ def others_on(
     address: Address, group: Group, own: Collection[socket.socket], protocol: str = "udp"
 ) -> tuple[sockets.Holder, ...]:
     """Who has a socket on the address that is neither a member nor one of our own."""
-    alive = group.alive()
-    mine = {cookie(sock) for sock in own}
-    members = [index for index in alive if group.cookie_of(index) not in mine]
+    mine = {None, *map(cookie, own)}
+    members = [index for index, found in enumerate(group.cookies()) if found not in mine]
     if len(_strangers(address, own, protocol, exactly=True)) <= len(members):
         return ()
     # Who started us may keep the port for us.
-    known = {group.holder(index).pid for index in members} | {os.getpid(), os.getppid()}
-    holders = sockets.holders_of(address, exactly=True, protocol=protocol)
-    return tuple(holder for holder in holders if holder.pid not in known)
+    holders = group.holders()
+    known = {holders[index].pid for index in members} | {os.getpid(), os.getppid()}
+    found = sockets.holders_of(address, exactly=True, protocol=protocol)
+    return tuple(holder for holder in found if holder.pid not in known)
 
 
 def _strangers(address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False) -> set[str]:
