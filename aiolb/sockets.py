@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -238,21 +238,24 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def opened_in(inodes: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Which process has a socket open, and as which descriptor, by inode; as far as this user may see."""
+def opened_in(inodes: Iterable[str], *, later: Collection[int] = ()) -> dict[str, tuple[int, int]]:
+    """Which process has a socket open, and as which descriptor, by inode; as far as this user may see.
+
+    The processes ``later`` are looked at after all others, and only for what is missing still.
+    """
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    if not wanted:
-        return {}
-    return {
-        wanted[name]: (int(process), descriptor)
-        for process in os.listdir("/proc")  # noqa: PTH208 - as below
-        if process.isdigit()
-        for descriptor, name in _open_files(process)
-        if name in wanted
-    }
+    found: dict[str, tuple[int, int]] = {}
+    processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - as below
+    for process in sorted(processes, key=lambda number: (number in later, number)):
+        if len(found) == len(wanted):
+            break
+        for descriptor, name in _open_files(process):
+            if name in wanted:
+                found.setdefault(wanted[name], (process, descriptor))
+    return found
 
 
-def _open_files(process: str) -> list[tuple[int, str]]:
+def _open_files(process: int) -> list[tuple[int, str]]:
     found, folder = [], f"/proc/{process}/fd"
     # There may be many thousands, and with pathlib they take four times as long.
     with suppress(OSError):  # another user's process, or gone meanwhile

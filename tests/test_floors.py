@@ -58,6 +58,7 @@ FLOORS = {
     "aiolb.supervised": 10,
     "aiolb.supervisor": 11,
     "aiolb.worker": 11,
+    "aiolb.socket_diag": 2,
     "aiolb.sockets": 2,
     "aiolb.systemd": 2,
     "aiolb.privileges": 2,

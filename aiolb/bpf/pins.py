@@ -168,8 +168,14 @@ class Pins:
         return PrivilegeError(
             f"this user may not open the group in {self.folder}: {error.strerror}",
             errno=error.errno,
-            hint=f"{otherwise}as root: {self.command('create', '--owner', ownership.user_name(os.geteuid()))}",
+            hint=otherwise + self._way_in(),
         )
+
+    def _way_in(self) -> str:
+        """What lets this user have a group here."""
+        if os.geteuid() == 0:
+            return "run as root, with CAP_DAC_OVERRIDE"
+        return f"as root: {self.command('create', '--owner', ownership.user_name(os.geteuid()))}"
 
     def _closed_folder(self) -> Path | None:
         """The first folder above the group's that this user may not enter."""
@@ -202,11 +208,10 @@ class Pins:
                 raise
             if (closed := self._closed_folder()) is not None:
                 raise _closed_error(closed, error) from error
-            user = ownership.user_name(os.geteuid())
             raise PrivilegeError(
                 f"this user may not create the group's folder {self.folder}",
                 errno=error.errno,
-                hint=f"as root: {self.command('create', '--owner', user)}; --balancer classic needs no privilege",
+                hint=f"{self._way_in()}; --balancer classic needs no privilege",
             ) from error
 
     def _mount_if_missing(self, deadline: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, Self
 
-from aiolb import sockets
+from aiolb import socket_diag, sockets
 from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
@@ -174,21 +174,31 @@ def others_on(
     address: Address, group: Group, own: Collection[socket.socket], protocol: str = "udp"
 ) -> tuple[sockets.Holder, ...]:
     """Who has a socket on the address that is neither a member nor one of our own."""
-    mine = {None, *map(cookie, own)}
-    members = [index for index, found in enumerate(group.cookies()) if found not in mine]
-    if len(_strangers(address, own, protocol, exactly=True)) <= len(members):
+    inside = {found for found in group.cookies() if found is not None}
+    mine = {cookie(sock) for sock in own}
+    try:
+        ours, bound = inside | mine, socket_diag.bound_sockets(address, protocol)
+        strangers = {found.inode: found.uid for found in bound if found.cookie not in ours}
+    except OSError:  # this kernel lists no cookies, so who is a member is told by their number, and by their processes
+        strangers = _strangers(address, own, protocol, exactly=True)
+        if len(strangers) <= len(inside - mine):
+            return ()
+    if not strangers:
         return ()
     # Who started us may keep the port for us.
-    holders = group.holders()
-    known = {holders[index].pid for index in members} | {os.getpid(), os.getppid()}
-    found = sockets.holders_of(address, exactly=True, protocol=protocol)
-    return tuple(holder for holder in found if holder.pid not in known)
+    known = {member.pid for member in group.holders()} | {os.getpid(), os.getppid()}
+    opened = sockets.opened_in(strangers, later=known)
+    holders = [sockets.Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in strangers.items()]
+    return tuple(holder for holder in holders if holder.pid not in known)
 
 
-def _strangers(address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False) -> set[str]:
-    """The inodes of the sockets on the address that are not our own."""
+def _strangers(
+    address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False
+) -> dict[str, int]:
+    """The sockets on the address that are not our own: inode to user id."""
     mine = {str(os.fstat(sock.fileno()).st_ino) for sock in own}
-    return set(sockets.sockets_on(address, exactly=exactly, protocol=protocol)) - mine
+    found = sockets.sockets_on(address, exactly=exactly, protocol=protocol)
+    return {inode: uid for inode, uid in found.items() if inode not in mine}
 
 
 def _join_classic(
