@@ -59,6 +59,7 @@ FLOORS = {
     "aiolb.supervisor": 11,
     "aiolb.worker": 11,
     "aiolb.socket_diag": 2,
+    "aiolb.descriptors": 1,
     "aiolb.sockets": 2,
     "aiolb.systemd": 2,
     "aiolb.privileges": 2,
