@@ -259,6 +259,14 @@ class Sender:
         assert self.sock.sendmsg([payload], [control], 0, (to.host, to.port)) == len(payload)
 
 
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    """Sends IPv4 datagrams from any source."""
+    made = Sender(socket.AF_INET)
+    yield made
+    made.sock.close()
+
+
 class Cluster:
     """A group and its members' sockets, all in this process."""
 
