@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -17,6 +16,7 @@ _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxIHHIIIIIIIIIII")  # struct inet_diag_req_v2 (linux/inet_diag.h)
 _ANSWER = struct.Struct("=BBBB2s2s16s16sIQIIIII")  # struct inet_diag_msg
+_NUMBER = struct.Struct("=i")
 _ANY_STATE, _LISTENING = 0xFFFFFFFF, 1 << 10  # TCP_LISTEN (include/net/tcp_states.h)
 _NUMBERS = {"udp": socket.IPPROTO_UDP, "tcp": socket.IPPROTO_TCP}
 _BUFFER = 1 << 17
@@ -56,11 +56,11 @@ def _read(data: bytes, wanted: bytes, found: list[BoundSocket]) -> bool:
     offset = 0
     while offset < len(data):
         length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if kind == _DONE:
+        if kind in (_DONE, _ERROR):  # both bring a number, 0 or an errno as a negative one
+            (number,) = _NUMBER.unpack_from(data, offset + _HEADER.size)
+            if number:
+                raise OSError(-number, os.strerror(-number), "SOCK_DIAG_BY_FAMILY")
             return False
-        if kind == _ERROR:
-            (number,) = struct.unpack_from("=i", data, offset + _HEADER.size)
-            raise OSError(-number or errno.EIO, os.strerror(-number or errno.EIO), "SOCK_DIAG_BY_FAMILY")
         family, _, _, _, _, _, host, *_, cookie, _, _, _, uid, inode = _ANSWER.unpack_from(data, offset + _HEADER.size)
         if (host[:4] if family == socket.AF_INET else host) == wanted:
             found.append(BoundSocket(str(inode), uid, cookie))

@@ -108,7 +108,7 @@ def map_lookup(fd: int, key: int | bytes, size: int) -> bytes | None:
 def map_lookup_each(fd: int, entries: int, size: int) -> list[bytes | None]:
     """The values of the first ``entries`` of an array that has no batch look-up, as a sockarray; None: there is none.
 
-    A call for each, but with the same buffers: 1.5 µs instead of the 20 µs of ``map_lookup``.
+    A call for each, but with the same buffers: 2 µs (measured), where ``map_lookup`` takes 9.
     """
     key, value = ctypes.c_uint32(), ctypes.create_string_buffer(size)
     attributes = _in(struct.pack("=I4xQQQ", fd, ctypes.addressof(key), _pointer(value), 0))

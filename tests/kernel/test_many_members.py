@@ -1,4 +1,4 @@
-"""A group of 1,024: even by slots, even by sources once it is rebalanced, quick to join; `pytest -rP` has the numbers."""
+"""A group of 1,024: even by slots, even by sources once rebalanced, quick to join; `pytest -rP` has the numbers."""
 
 from __future__ import annotations
 
