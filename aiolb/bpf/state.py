@@ -125,10 +125,13 @@ class GroupState:
 
     def location(self, source: IPAddress, port: int | None = None) -> Location:
         """The same with its slot, the slot's owner, and the process."""
-        config = self.config
         key = self.key.bytes_of(source, port)
         if key is None:
             raise ConfigurationError(f"the key {self.key} of the group at {self.address} is not the source")
+        return self._location_of(key)
+
+    def _location_of(self, key: bytes) -> Location:
+        config = self.config
         with memoryview(self._maps.slots) as table, table.cast("H") as owners:
             found = hashing.choose(config.seed, key, owners, config.count, _Living(self), newest=config.newest)
             owner = owners[found.slot]
