@@ -38,10 +38,10 @@ def group() -> None:
 @click.option("--strict/--no-strict", default=None, help="Drop what comes while no member is alive.")
 @bpffs_option
 def create(name: GroupName, owner: str | None, key: str | None, **settings: Any) -> None:
-    """Prepare a group, as root, so that its owner's processes join it without any privilege.
+    """Prepare a group for a user without privileges.
 
-    It stays when its last member has gone, until `aiolb group delete`. A group that is there already is prepared as it
-    is; its key and its seed cannot be changed.
+    Root makes it, and its owner's processes join without any privilege. It stays when its last member has gone, until
+    `aiolb group delete`. A group that is there already is prepared as it is; its key and its seed cannot be changed.
     """
     from aiolb import privileges
     from aiolb.bpf.group import GroupOptions
@@ -67,7 +67,10 @@ def create(name: GroupName, owner: str | None, key: str | None, **settings: Any)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead.")
 @bpffs_option
 def show(name: GroupName | None, as_json: bool, bpffs: Path) -> None:
-    """Say whose a group is, how it steers, and who its members are; without a name all groups that are here."""
+    """Show a group and its members.
+
+    Says whose it is, how it steers, and who its members are. Without a name, all groups of this network namespace.
+    """
     from aiolb.bpf.discovery import group_names
 
     names = [name] if name is not None else group_names(bpffs)
@@ -93,11 +96,14 @@ def show(name: GroupName | None, as_json: bool, bpffs: Path) -> None:
 
 @group.command()
 @click.argument("name", type=GroupType(), metavar=f"[{_GROUP}]", required=False)
-@click.option("--force", is_flag=True, help="Even while members are alive: they go on, but nobody can join them.")
+@click.option("--force", is_flag=True, help="Even while members are alive.")
 @click.option("--stale", is_flag=True, help="All groups without a live member, but those that were prepared.")
 @bpffs_option
 def delete(name: GroupName | None, force: bool, stale: bool, bpffs: Path) -> None:
-    """Take a group away: what it is made of lives on while a member is alive."""
+    """Take a group away.
+
+    Members that are alive go on as they are, but nobody can join them any more, so that takes --force.
+    """
     from aiolb.bpf import deletion
 
     if (name is None) != stale:
