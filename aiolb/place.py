@@ -80,7 +80,7 @@ class Place:
         return self._place.restore()
 
     def close(self, *, forget: bool = False) -> None:
-        """Close the group's descriptors; the socket stays a member until ``leave()`` or its own end. Idempotent.
+        """Close the group's descriptors; a socket that has not left stays a member until it is closed. Idempotent.
 
         With ``forget`` a group without a live member is removed, as far as this user may.
         """
