@@ -212,13 +212,19 @@ def _join_classic(
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
     if options.index >= count:
-        raise ConfigurationError(
-            f"the classic balancer cannot know the number of members, and index {options.index} is outside of {count}",
-            hint="give every member the same --count",
-        ) from fallback
+        raise _outside(options.index, count, fallback)
     with bound() as sock:
         attach_classic(sock, count, options.group.seed)
     return Joined(sock, UnmanagedPlace(count), "classic", fallback)
+
+
+def _outside(index: int, count: int, fallback: PrivilegeError | UnsupportedError | None) -> ConfigurationError:
+    """Where nothing is shared, only the count that all are given says how many members there are."""
+    reason = "" if fallback is None else f" (not eBPF, for {fallback})"
+    return ConfigurationError(
+        f"index {index} is outside of a group of {count}, and the classic balancer cannot know of more{reason}",
+        hint="give every member the same --count",
+    )
 
 
 def attach_classic(sock: socket.socket, count: int, seed: int | None) -> None:
