@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aiolb.address import Address as Address
+    from aiolb.bound import bind as bind
     from aiolb.bpf.changes import SlotsChange as SlotsChange
+    from aiolb.bpf.location import Location as Location
+    from aiolb.bpf.statistics import GroupStatistics as GroupStatistics
     from aiolb.collector import Collector as Collector
     from aiolb.config import ServeConfig as ServeConfig
     from aiolb.errors import AiolbError as AiolbError
     from aiolb.errors import ConfigurationError as ConfigurationError
     from aiolb.errors import StartError as StartError
+    from aiolb.group_view import GroupView as GroupView
+    from aiolb.group_view import OpenGroup as OpenGroup
+    from aiolb.group_view import open_group as open_group
+    from aiolb.place import Place as Place
+    from aiolb.place import join as join
     from aiolb.publisher import Publisher as Publisher
     from aiolb.send.statistics import PublisherStatistics as PublisherStatistics
     from aiolb.server import Server as Server
@@ -25,6 +33,11 @@ _HOMES = {
     "Collector": "aiolb.collector",
     "CollectorStatistics": "aiolb.stats",
     "ConfigurationError": "aiolb.errors",
+    "GroupStatistics": "aiolb.bpf.statistics",
+    "GroupView": "aiolb.group_view",
+    "Location": "aiolb.bpf.location",
+    "OpenGroup": "aiolb.group_view",
+    "Place": "aiolb.place",
     "Publisher": "aiolb.publisher",
     "PublisherStatistics": "aiolb.send.statistics",
     "ServeConfig": "aiolb.config",
@@ -33,6 +46,9 @@ _HOMES = {
     "StartError": "aiolb.errors",
     "StreamCollector": "aiolb.stream",
     "StreamStatistics": "aiolb.stats",
+    "bind": "aiolb.bound",
+    "join": "aiolb.place",
+    "open_group": "aiolb.group_view",
 }
 __all__ = list(_HOMES)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -115,3 +116,22 @@ def parse_network(text: str) -> IPNetwork:
         return ip_network(text)
     except ValueError as error:
         raise ConfigurationError(f"{text!r} is no network: {error}", hint="e.g. 127.1.0.0/16") from None
+
+
+def parse_source(
+    addr: str | Address | IPAddress | tuple[str, int] | tuple[str, int, int, int],
+) -> tuple[IPAddress, int | None]:
+    """The source, and the port where it is told: of an IP address, ``HOST:PORT``, or a socket's address.
+
+    Raises ConfigurationError.
+    """
+    if isinstance(addr, tuple):
+        return parse_ip(addr[0]), addr[1]
+    if isinstance(addr, Address):
+        return addr.ip, addr.port
+    if not isinstance(addr, str):
+        return canonical(addr), None
+    with suppress(ValueError):
+        return canonical(ip_address(addr)), None
+    found = parse_address(addr, default_port=None)
+    return found.ip, found.port

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from aiolb import binding, remarks, sockets
+from aiolb import binding, descriptors, remarks, sockets
 from aiolb.bpf import members
 from aiolb.bpf.steering import JoinOptions
 
@@ -64,6 +64,11 @@ class Places:
             sock.close()
 
 
+DESCRIPTORS = 4
+"""That a worker takes of its supervisor beside its sockets: two for what they say to each other, one to see its end,
+and one while it starts."""
+
+
 class AllPlaces:
     """The places of all members, in the groups of all addresses; owns the sockets until ``close()``."""
 
@@ -88,6 +93,7 @@ class AllPlaces:
                 on_error.callback(group.close)
                 remarks.on_joined(numbered, group, group[0].sock, binding.queue(config), unpinned=group.unpinned)
                 groups.append(group)
+            descriptors.allow(DESCRIPTORS * len(groups[0]), f"{len(groups[0]):,} workers")
             on_error.pop_all()
         # Nobody comes back to a port that the kernel chose.
         return cls(groups, forget=[address.port == 0 for address in config.bind])
@@ -140,6 +146,7 @@ class AllPlaces:
     def bind_next(self) -> Places:
         """The sockets of one more member, which is none before it enters. Raises StartError."""
         with ExitStack() as on_error:
+            descriptors.allow(DESCRIPTORS + len(self._groups), "a member more and its worker")
             socks = [on_error.enter_context(group.bind()) for group in self._groups]
             on_error.pop_all()
         return Places(self._groups, self.count, socks, out=True)

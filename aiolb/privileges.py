@@ -36,7 +36,7 @@ class Identity:
         )
 
 
-def parse(text: str) -> Identity:
+def parse(text: str, *, option: str = "--user") -> Identity:
     """Read ``NAME`` or ``NAME:GROUP``, each a name or a number.
 
     Without GROUP it is the user's own group and all that it is a member of; with GROUP, that group alone. Raises
@@ -46,7 +46,8 @@ def parse(text: str) -> Identity:
     entry, uid = _user(name, text)
     if uid == 0:
         raise ConfigurationError(
-            f"{text!r} is root, which keeps its privileges", hint="name another user, e.g. nobody, or leave --user out"
+            f"{text!r} is root, which keeps its privileges",
+            hint=f"name another user, e.g. nobody, or leave {option} out",
         )
     if colon:
         gid = _group(group, text)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from aiolb.address import Address
     from aiolb.errors import AiolbError
 
-_FALLBACK = "no failover, slots, takeover or statistics; affinity only while all members run"
+FALLBACK = "no failover, slots, takeover or statistics; affinity only while all members run"
+"""What the classic balancer lacks."""
 _UNPINNED = "no other process can look at the group, join it or take it over, and its seed is gone when it stops"
 
 
@@ -65,7 +66,7 @@ def _on_fallback(log: structlog.typing.FilteringBoundLogger, joined: Joined) -> 
             balancer=joined.balancer,
             reason=str(joined.fallback),
             hint=joined.fallback.hint,
-            missing=_FALLBACK,
+            missing=FALLBACK,
         )
 
 

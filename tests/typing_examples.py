@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from typing import Any, assert_type
 
+import aiolb
 from aiolb import (
     Address,
     AiolbError,
     Collector,
     CollectorStatistics,
     ConfigurationError,
+    GroupStatistics,
+    Location,
+    Place,
     Publisher,
     PublisherStatistics,
     ServeConfig,
@@ -134,3 +139,17 @@ def catch_it() -> str | None:
     except (StartError, AiolbError) as error:
         return error.hint
     return None
+
+
+def join_it(sock: socket.socket) -> None:
+    """Any server's socket joins, and its group is looked at."""
+    with aiolb.join(sock, index=0, count=3, key="flow") as place:
+        assert_type(place, Place)
+        assert_type(place.leave(), bool)
+        found = place.group.locate(("127.0.0.1", 9000))
+        assert_type(found, Location)
+        assert_type(found.member, int | None)
+        assert_type(place.group.locate("127.0.0.1").alive, bool)
+    with aiolb.open_group("tcp:127.0.0.1:9000") as group:
+        assert_type(group.statistics(), GroupStatistics)
+    assert_type(aiolb.bind("127.0.0.1:0", protocol="tcp"), socket.socket)

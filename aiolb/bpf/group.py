@@ -14,11 +14,12 @@ from aiolb.bpf import abi
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.changes import SlotsChange, SlotsWatch
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
+from aiolb.bpf.ownership import user_name
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import GroupState, cookie
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
-from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, MemberTakenError
+from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, MemberTakenError, PrivilegeError
 
 __all__ = ["Group", "GroupOptions", "GroupStatistics", "MemberStatistics", "Membership"]
 
@@ -236,13 +237,45 @@ class Group(GroupState):
         check_count(count)
         self._deal({}, count)
 
+    def prepare(self, uid: int, gid: int, *, shared: bool = False) -> None:
+        """Let a user's processes join without any privilege, and with ``shared`` those of a group of users.
+
+        Keeps the group when no member is left. What was asked for when it was opened becomes its own. Raises
+        GroupError where another user's member is alive, PrivilegeError, KernelError.
+        """
+        with self.locked():
+            options = self._wanted
+            self._check_users(uid)
+            self._adopt()
+            if options is not None and options.count is not None:
+                self.resize(options.count)
+            try:
+                self._pins.prepare(uid, gid, shared=shared)
+            except OSError as error:
+                raise PrivilegeError(
+                    f"this user may not give the group at {self.address} to {user_name(uid)}: {error.strerror}",
+                    errno=error.errno,
+                    hint="run as root",
+                ) from error
+
+    def _check_users(self, uid: int) -> None:
+        """All sockets of a port are one user's (socket(7), SO_REUSEPORT)."""
+        others = [index for index in sorted(self.alive()) if self.holder(index).uid != uid]
+        if others:
+            holder = self.holder(others[0])
+            raise GroupError(
+                f"the group at {self.address} cannot be {user_name(uid)}'s: "
+                f"member {others[0]} is pid {holder.pid} of user {user_name(holder.uid)}",
+                hint="all sockets of a port belong to one user: stop its members first",
+            )
+
     def _check_kept(self, options: GroupOptions, pins: Pins) -> None:
         """What a group keeps from its creation on: key and seed."""
         if options.key is not None and options.key != self.key:
             option = "--key-file" if options.key.kind == abi.KEY_CUSTOM else "--key"
             raise GroupError(
                 f"the group at {self.address} has the key {self.key}, not {options.key}",
-                hint=f"leave {option} out, or start afresh: stop its members, then rm -r {pins.folder}",
+                hint=f"leave {option} out, or start afresh: stop its members, then {pins.command('delete')}",
             )
         if options.key is None and options.program is not None and self.key.kind == abi.KEY_CUSTOM:
             raise GroupError(
@@ -253,7 +286,7 @@ class Group(GroupState):
         if options.seed not in (None, seed):
             raise GroupError(
                 f"the group at {self.address} has the seed {seed}, not {options.seed}",
-                hint=f"leave --seed out, or start afresh: stop its members, then rm -r {pins.folder}",
+                hint=f"leave --seed out, or start afresh: stop its members, then {pins.command('delete')}",
             )
 
     def _adopt(self) -> None:
@@ -267,6 +300,8 @@ class Group(GroupState):
         self.guard.set(options.guard)
         if config.key == abi.KEY_CUSTOM and options.key is None:
             return  # its program was compiled with a key file that we have not
+        if not self._pins.writable:
+            return  # nobody else could load the other program from its pin
         programs = options.programs
         if config.program not in {bytecode.digest for bytecode in programs} and (
             loaded := self._objects.replace_program(programs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from aiolb.bpf.abi import MAX_NEIGHBOURS, MAX_TRIES, SLOT_COUNT
@@ -27,7 +27,7 @@ def choose(
     key: bytes,
     slots: Sequence[int],
     count: int,
-    alive: Collection[int],
+    alive: Container[int],
     *,
     newest: int = 0,
 ) -> Choice:

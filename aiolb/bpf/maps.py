@@ -108,6 +108,10 @@ class Maps:
         """One value of a plain array or the sockarray (8 bytes: the socket's cookie)."""
         return syscall.map_lookup(self._descriptors[pin], key, _SPECS[pin].value_size)
 
+    def read_each(self, pin: str, entries: int) -> list[bytes | None]:
+        """The first values of the sockarray, which can only be read one by one."""
+        return syscall.map_lookup_each(self._descriptors[pin], entries, _SPECS[pin].value_size)
+
     def read_all(self, pin: str) -> bytes:
         """All values of a plain array, one after the other."""
         spec = _SPECS[pin]

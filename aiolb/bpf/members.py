@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from aiolb import sockets
+from aiolb import descriptors, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
 from aiolb.bpf.abi import BPFFS
@@ -251,6 +251,7 @@ def _all_bound(
     address: Address, bind: Bind, count: int, given: Mapping[int, socket.socket]
 ) -> Iterator[dict[int, socket.socket]]:
     """A socket for each index; those that were made here are closed on an error."""
+    descriptors.allow(count - len(given), f"the sockets of {count:,} members")
     with ExitStack() as on_error:
         socks = {}
         for index in range(count):

@@ -165,12 +165,8 @@ def _open_error(error: OSError | LayoutMismatchError, pins: Pins) -> StartError:
     if isinstance(error, LayoutMismatchError) or error.errno == errno.ENOENT:
         return GroupError(
             f"{pins.folder} holds a group with {error}, and this aiolb works with layout {abi.LAYOUT_VERSION}",
-            hint=f"another version made it: stop its members, then rm -r {pins.folder}",
+            hint=f"another version made it: stop its members, then {pins.command('delete')}",
         )
     if error.errno in (errno.EPERM, errno.EACCES):
-        return PrivilegeError(
-            f"this user may not open the group in {pins.folder}: {error.strerror}",
-            errno=error.errno,
-            hint="run as the user that made it",
-        )
+        return pins.refused(error)
     return KernelError(f"the group in {pins.folder} cannot be opened: {error}", errno=error.errno)

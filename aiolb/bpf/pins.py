@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from aiolb.address import Address
-from aiolb.bpf import syscall
+from aiolb.bpf import ownership, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.maps import Maps
+from aiolb.bpf.ownership import Owner
 from aiolb.errors import GroupError, KernelError, PrivilegeError
 
 LOCK_TIMEOUT = 10.0
@@ -39,8 +41,32 @@ class Pins:
         # bpffs refuses names with dots.
         host = address.host.replace(".", "-")
         self.folder = folder_of_namespace(bpffs) / f"{protocol}_{host}_{address.port}"
+        self.name = str(address) if protocol == "udp" else f"{protocol}:{address}"
         self._descriptor: int | None = None
         self._locked = False
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The pins in a folder, of whichever network namespace."""
+        protocol, address = names_of(folder.name)
+        pins = cls(address, protocol=protocol, bpffs=folder.parents[2])
+        pins.folder = folder
+        return pins
+
+    @property
+    def owner(self) -> Owner:
+        """Whose the pins are. Raises OSError."""
+        return Owner.of(self.folder.stat())
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user may replace a pin."""
+        return _may(os.W_OK, self.folder)
+
+    def command(self, action: str, *options: str) -> str:
+        """``aiolb group ACTION`` for this group, to be told in a hint."""
+        where = () if self.bpffs == BPFFS else ("--bpffs", str(self.bpffs))
+        return " ".join(["aiolb group", action, self.name, *options, *where])
 
     @property
     def complete(self) -> bool:
@@ -62,6 +88,7 @@ class Pins:
         """Pin the program, in one step where another one is pinned."""
         (self.folder / "prog_new").unlink(missing_ok=True)  # from a replacement that was cut off
         syscall.obj_pin(fd, str(self.folder / "prog_new"))
+        ownership.copy(self.folder / "prog", self.folder / "prog_new")
         (self.folder / "prog_new").rename(self.folder / "prog")
 
     def open_program(self) -> int:
@@ -126,11 +153,37 @@ class Pins:
         try:
             return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except PermissionError as error:
-            raise PrivilegeError(
-                f"this user may not open the group in {self.folder}: {error.strerror}",
-                errno=error.errno,
-                hint="run as the user that made it",
-            ) from error
+            raise self.refused(error) from error
+
+    def refused(self, error: OSError) -> PrivilegeError:
+        """Why this user may not open the group, and who may."""
+        if (closed := self._closed_folder()) is not None:
+            return _closed_error(closed, error)
+        with suppress(OSError):
+            if self.owner.uid:
+                return self._refused(error, f"run as {self.owner}, or ")
+        return self._refused(error)
+
+    def _refused(self, error: OSError, otherwise: str = "") -> PrivilegeError:
+        return PrivilegeError(
+            f"this user may not open the group in {self.folder}: {error.strerror}",
+            errno=error.errno,
+            hint=otherwise + self._way_in(),
+        )
+
+    def _way_in(self) -> str:
+        """What lets this user have a group here."""
+        if os.geteuid() == 0:
+            return "run as root, with CAP_DAC_OVERRIDE"
+        return f"as root: {self.command('create', '--owner', ownership.user_name(os.geteuid()))}"
+
+    def _closed_folder(self) -> Path | None:
+        """The first folder above the group's that this user may not enter."""
+        above = (self.bpffs, self.folder.parent.parent, self.folder.parent)
+        for folder in above:  # from the top: in one that may not be entered, nothing seems to be there
+            if _may(os.F_OK, folder) and not _may(os.X_OK, folder):
+                return folder
+        return None
 
     def _flock(self, fd: int, folder: Path, deadline: float) -> None:
         # flock(2) has no time limit of its own, and a stopped process must not hang all others for ever.
@@ -153,10 +206,12 @@ class Pins:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
                 raise
+            if (closed := self._closed_folder()) is not None:
+                raise _closed_error(closed, error) from error
             raise PrivilegeError(
                 f"this user may not create the group's folder {self.folder}",
                 errno=error.errno,
-                hint="run as root; --balancer classic needs no privilege",
+                hint=f"{self._way_in()}; --balancer classic needs no privilege",
             ) from error
 
     def _mount_if_missing(self, deadline: float) -> None:
@@ -182,11 +237,21 @@ class Pins:
         finally:
             os.close(above)
 
+    def prepare(self, uid: int, gid: int, *, shared: bool) -> None:
+        """Let a user, and if ``shared`` a group of users, join without privileges; under the lock. Raises OSError.
+
+        The pins stay when no member is left, and only root can remove them.
+        """
+        ownership.open_way(self.folder.parent, below=self.bpffs)
+        ownership.prepare(self.folder, uid, gid, shared=shared)
+
     def clear(self) -> None:
         """Remove all pins, the marker of a whole group first: also what a creation left that was cut off."""
         (self.folder / _MARKER).unlink(missing_ok=True)
         for pin in list(self.folder.iterdir()):
             pin.unlink()
+        if self.owner.prepared:
+            ownership.take_back(self.folder)
 
     def remove(self) -> None:
         """Remove all pins and the folder; maps and programs live on while sockets or processes use them.
@@ -211,6 +276,18 @@ def names_of(folder: str) -> tuple[str, Address]:
     """The protocol and the address of the group that is pinned in a folder of this name."""
     protocol, host, port = folder.split("_")
     return protocol, Address(host if ":" in host else host.replace("-", "."), int(port))
+
+
+def _may(mode: int, path: Path) -> bool:
+    return os.access(path, mode, effective_ids=True)
+
+
+def _closed_error(folder: Path, error: OSError) -> PrivilegeError:
+    return PrivilegeError(
+        f"this user may not enter {folder}, below which groups are pinned",
+        errno=error.errno,
+        hint=f"as root: chmod o+x {folder}; --balancer classic needs no privilege",
+    )
 
 
 def _is_still_there(folder: int) -> bool:

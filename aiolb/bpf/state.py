@@ -14,8 +14,10 @@ from dataclasses import replace
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.guard import Guard
-from aiolb.bpf.keys import Key, custom_key
+from aiolb.bpf.keys import custom_key
+from aiolb.bpf.location import Location
 from aiolb.bpf.objects import Objects
+from aiolb.bpf.ownership import Owner
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.table import SlotTable
@@ -46,6 +48,11 @@ class GroupState(SlotTable):
         """Whether other processes can find the group; one that is not pinned ends with its sockets."""
         return self._pins.pinned
 
+    @property
+    def owner(self) -> Owner:
+        """Whose the pins are: who may join without privileges. Raises OSError."""
+        return self._pins.owner
+
     def close(self) -> None:
         """Close the descriptors; the pins, the program and the members' places live on. Idempotent."""
         self._objects.close()
@@ -57,9 +64,9 @@ class GroupState(SlotTable):
             self._pins.remove()
 
     def delete_if_empty(self) -> None:
-        """Remove the group's pins unless a member is alive, or this user may not."""
+        """Remove the group's pins unless a member is alive, they were prepared for a user, or this user may not."""
         with self.locked(), suppress(PermissionError):
-            if self._pins.complete and not self.alive():
+            if self._pins.complete and not self._pins.owner.prepared and not self.alive():
                 self._pins.remove()
 
     @property
@@ -72,22 +79,30 @@ class GroupState(SlotTable):
 
         ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the key.
         """
+        return self.location(source, port).member
+
+    def location(self, source: IPAddress, port: int | None = None) -> Location:
+        """The same with its slot, the slot's owner, and the process."""
         key = self.key
         data = key.bytes_of(source, port)
         if data is None:
             also = ", but the sender's port too" if key.kind == abi.KEY_FLOW else ""
             raise ConfigurationError(f"the key {key} of the group at {self.address} is not the source{also}")
-        return self._member_of(data)
+        return self._location_of(data)
 
     def locate_key(self, low: int, high: int) -> int | None:
         """As :meth:`locate` for ``set_key(key, low, high)`` of a key file. Raises ConfigurationError without one."""
         if (key := self.key).kind != abi.KEY_CUSTOM:
             raise ConfigurationError(f"the group at {self.address} has the key {key}, not one of a key file")
-        return self._member_of(custom_key(low, high))
+        return self._location_of(custom_key(low, high)).member
 
-    def _member_of(self, key: bytes) -> int | None:
+    def _location_of(self, key: bytes) -> Location:
         config = self.config
-        return hashing.choose(config.seed, key, self.slots, config.count, self.alive(), newest=config.newest).member
+        with memoryview(self._maps.slots) as table, table.cast("H") as owners:
+            found = hashing.choose(config.seed, key, owners, config.count, _Living(self), newest=config.newest)
+            owner = owners[found.slot]
+        pid = None if found.member is None else self.holder(found.member).pid
+        return Location(found.slot, owner, found.member, pid)
 
     def statistics(self) -> GroupStatistics:
         """Counters and members, read one after the other while traffic goes on."""
@@ -96,12 +111,11 @@ class GroupState(SlotTable):
         counters = self._maps.sums("member_stats")
         (group,) = self._maps.sums("group_stats")
         members = []
-        for index in range(config.count):
-            member = self.holder(index)
+        for index, (member, found) in enumerate(zip(self.holders(), self.cookies(), strict=False)):
             members.append(
                 MemberStatistics(
                     index,
-                    self.cookie_of(index),
+                    found,
                     member.pid,
                     member.uid,
                     member.joined_ns,
@@ -111,7 +125,7 @@ class GroupState(SlotTable):
                     *counters[index],
                 )
             )
-        return GroupStatistics(config.count, config.seed, config.strict, str(Key.of(config)), tuple(members), *group)
+        return GroupStatistics(config.count, config.seed, config.strict, str(self.key), tuple(members), *group)
 
     def place(self, sock: socket.socket, index: int) -> None:
         """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""
@@ -183,6 +197,16 @@ class GroupState(SlotTable):
         """Empty the place ``index`` if the socket with ``cookie`` still holds it; whether it did."""
         with self.locked():
             return self.cookie_of(index) == cookie and self._maps.delete("targets", index)
+
+
+class _Living:
+    """The indexes that live sockets hold; each is looked at when it is asked for."""
+
+    def __init__(self, group: GroupState) -> None:
+        self._group = group
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self._group.cookie_of(index) is not None
 
 
 def cookie(sock: socket.socket) -> int:

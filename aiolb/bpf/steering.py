@@ -6,11 +6,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, Self
 
-from aiolb import sockets
+from aiolb import socket_diag, sockets
 from aiolb.address import Address
 from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
@@ -22,7 +23,15 @@ from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
-from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
+from aiolb.errors import (
+    ConfigurationError,
+    GroupError,
+    GroupNotFoundError,
+    KernelError,
+    PrivilegeError,
+    StartError,
+    UnsupportedError,
+)
 
 FALLBACK_SETTLE = 0.2
 """Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
@@ -156,24 +165,37 @@ def join(address: Address, bind: Callable[[Address], socket.socket], options: Jo
     ``bind`` makes the bound socket; it is closed again when joining fails. Raises the errors of
     :meth:`Group.opened_or_created`, :meth:`Group.join`, ``bind`` and, with ``compile`` or ``debug``, CompileError.
     """
+    return _join(address, partial(_bound, address, bind), options)
+
+
+def join_bound(address: Address, sock: socket.socket, options: JoinOptions) -> Joined:
+    """As :func:`join` with a socket that is bound to ``address`` already; the caller keeps it, also on an error."""
+    return _join(address, lambda: nullcontext(sock), options)
+
+
+_Bound = Callable[[], AbstractContextManager[socket.socket]]
+
+
+def _join(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
     if options.balancer == "none":
         refuse_guard(options, None)
-        return Joined(bind(address), UnmanagedPlace(options.group.count or 1), "none")
+        with bound() as sock:
+            return Joined(sock, UnmanagedPlace(options.group.count or 1), "none")
     if options.balancer == "classic":
-        return _join_classic(address, bind, options)
+        return _join_classic(address, bound, options)
     try:
-        return _join_ebpf(address, bind, options)
+        return _join_ebpf(address, bound, options)
     except (PrivilegeError, UnsupportedError) as error:
         if options.balancer == "ebpf":
             raise
-        return _join_classic(address, bind, options, fallback=error)
+        return _join_classic(address, bound, options, fallback=error)
 
 
-def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], options: JoinOptions) -> Joined:
+def _join_ebpf(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
     wanted = group_options(options)
     with Group.opened_or_created(address, wanted) as group:
         group.check_vacant(options.index, count=wanted.count, takeover=options.takeover)
-        with _bound(address, bind) as sock:
+        with bound() as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(
                 sock, options.index, count=wanted.count, weight=options.weight, takeover=options.takeover
@@ -193,26 +215,36 @@ def others_on(
     address: Address, group: Group, own: Collection[socket.socket], protocol: str = "udp"
 ) -> tuple[sockets.Holder, ...]:
     """Who has a socket on the address that is neither a member nor one of our own."""
-    alive = group.alive()
+    inside = {found for found in group.cookies() if found is not None}
     mine = {cookie(sock) for sock in own}
-    members = [index for index in alive if group.cookie_of(index) not in mine]
-    if len(_strangers(address, own, protocol, exactly=True)) <= len(members):
+    try:
+        ours, bound = inside | mine, socket_diag.bound_sockets(address, protocol)
+        strangers = {found.inode: found.uid for found in bound if found.cookie not in ours}
+    except OSError:  # this kernel lists no cookies, so who is a member is told by their number, and by their processes
+        strangers = _strangers(address, own, protocol, exactly=True)
+        if len(strangers) <= len(inside - mine):
+            return ()
+    if not strangers:
         return ()
     # Who started us may keep the port for us.
-    known = {group.holder(index).pid for index in members} | {os.getpid(), os.getppid()}
-    holders = sockets.holders_of(address, exactly=True, protocol=protocol)
+    known = {member.pid for member in group.holders()} | {os.getpid(), os.getppid()}
+    opened = sockets.opened_in(strangers, later=known)
+    holders = [sockets.Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in strangers.items()]
     return tuple(holder for holder in holders if holder.pid not in known)
 
 
-def _strangers(address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False) -> set[str]:
-    """The inodes of the sockets on the address that are not our own."""
+def _strangers(
+    address: Address, own: Collection[socket.socket], protocol: str, *, exactly: bool = False
+) -> dict[str, int]:
+    """The sockets on the address that are not our own: inode to user id."""
     mine = {str(os.fstat(sock.fileno()).st_ino) for sock in own}
-    return set(sockets.sockets_on(address, exactly=exactly, protocol=protocol)) - mine
+    found = sockets.sockets_on(address, exactly=exactly, protocol=protocol)
+    return {inode: uid for inode, uid in found.items() if inode not in mine}
 
 
 def _join_classic(
     address: Address,
-    bind: Callable[[Address], socket.socket],
+    bound: _Bound,
     options: JoinOptions,
     fallback: PrivilegeError | UnsupportedError | None = None,
 ) -> Joined:
@@ -224,9 +256,20 @@ def _join_classic(
         raise GroupError("the classic balancer has no weights", hint="--balancer ebpf has") from fallback
     refuse_to_mix(address, options.group)
     count = options.group.count or 1
-    with _bound(address, bind) as sock:
+    if options.index >= count:
+        raise _outside(options.index, count, fallback)
+    with bound() as sock:
         attach_classic(sock, count, options.group.seed, key)
     return Joined(sock, UnmanagedPlace(count), "classic", fallback, key=key)
+
+
+def _outside(index: int, count: int, fallback: PrivilegeError | UnsupportedError | None) -> ConfigurationError:
+    """Where nothing is shared, only the count that all are given says how many members there are."""
+    reason = "" if fallback is None else f" (not eBPF, for {fallback})"
+    return ConfigurationError(
+        f"index {index} is outside of a group of {count}, and the classic balancer cannot know of more{reason}",
+        hint="give every member the same --count",
+    )
 
 
 def classic_key(options: JoinOptions, fallback: PrivilegeError | UnsupportedError | None) -> Key:
@@ -280,7 +323,7 @@ def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socke
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
         raise GroupError(
             f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
-            hint="join it as the user that made it, with CAP_BPF",
+            hint="join it as its members' user, without --balancer classic; aiolb group show has its owner",
         )
 
 

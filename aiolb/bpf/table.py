@@ -66,7 +66,7 @@ class SlotTable:
     @property
     def shares(self) -> tuple[int, ...]:
         """The weight of each member, and 0 for one that is drained."""
-        return tuple(member.share for member in self._members()[: self.config.count])
+        return tuple(member.share for member in self.holders())
 
     @property
     def weights(self) -> tuple[tuple[int, bool], ...]:
@@ -75,7 +75,12 @@ class SlotTable:
 
     def alive(self) -> set[int]:
         """The indexes that live sockets hold."""
-        return {index for index in range(self.config.count) if self.cookie_of(index) is not None}
+        return {index for index, found in enumerate(self.cookies()) if found is not None}
+
+    def cookies(self) -> list[int | None]:
+        """The cookie of the socket that holds each index; None where the member is dead."""
+        values = self._maps.read_each("targets", self.config.count)
+        return [None if value is None else int(abi.U64.unpack(value)[0]) for value in values]
 
     def cookie_of(self, index: int) -> int | None:
         """The cookie of the socket that holds ``index``; None when the member is dead."""
@@ -180,9 +185,14 @@ class SlotTable:
             self.move_slots(moves)
             return True
 
-    def _members(self) -> list[Member]:
-        """Who joined last as each index that there can be."""
-        return [Member(*fields) for fields in Member.STRUCT.iter_unpack(self._maps.read_all("members"))]
+    def holders(self) -> list[Member]:
+        """The same for each index of the group."""
+        return self._members(self.config.count)
+
+    def _members(self, number: int = abi.MAX_MEMBERS) -> list[Member]:
+        """Who joined last as each of the first indexes that there can be."""
+        records = self._maps.read_all("members")[: number * Member.STRUCT.size]
+        return [Member(*fields) for fields in Member.STRUCT.iter_unpack(records)]
 
     def _dealt(self, changes: Mapping[int, Mapping[str, int]], count: int) -> tuple[dict[int, Member], dict[int, int]]:
         """The members that change, and the slots that must move; changes nothing. Raises ConfigurationError."""

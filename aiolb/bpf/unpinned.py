@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiolb.bpf.maps import Maps
+from aiolb.bpf.ownership import Owner
+from aiolb.errors import GroupError
 
 
 class Unpinned:
@@ -13,6 +16,12 @@ class Unpinned:
 
     pinned = False
     complete = False
+    writable = True
+
+    @property
+    def owner(self) -> Owner:
+        """The user of this process."""
+        return Owner(os.geteuid(), os.getegid(), prepared=False)
 
     def pin(self, maps: Maps, program_fd: int) -> None:
         """Keep nothing."""
@@ -24,6 +33,10 @@ class Unpinned:
     def locked(self) -> Iterator[None]:
         """Nobody else can ask for the lock."""
         yield
+
+    def prepare(self, uid: int, gid: int, *, shared: bool) -> None:  # noqa: ARG002 - as of pins
+        """Nobody else can find the group. Raises GroupError."""
+        raise GroupError("a group that is not pinned cannot be prepared for a user", hint="--bpffs names where to pin")
 
     def clear(self) -> None:
         """Nothing to remove."""

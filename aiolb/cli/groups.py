@@ -30,7 +30,7 @@ class GroupType(click.ParamType):  # type: ignore[type-arg] # generic in new ver
 
 bpffs_option = click.option(
     "--bpffs",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # who may not read it is told more of it later
     default=BPFFS,
     show_default=True,
     help="Where the BPF file system is mounted; groups are pinned there.",

@@ -11,6 +11,7 @@ import click
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
+from aiolb.cli.group import group
 from aiolb.cli.guard import guard
 from aiolb.cli.move import move
 from aiolb.cli.rebalance import rebalance
@@ -80,6 +81,7 @@ main.add_command(flood)
 main.add_command(guard)
 main.add_command(move)
 main.add_command(rebalance)
+main.add_command(group)
 main.add_command(serve)
 main.add_command(undrain)
 main.add_command(weight)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import resource
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Any
 
+from aiolb import descriptors
 from aiolb.address import Address, parse_ip
 from aiolb.errors import KernelError, StartError
 from aiolb.pacing import SHORTEST_PAUSE
@@ -19,7 +18,6 @@ from aiolb.send import gso
 from aiolb.send.config import PublisherConfig
 from aiolb.send.refusals import BLOCKED
 
-_SPARE_DESCRIPTORS = 16
 _RECVERR = {
     socket.AF_INET: (socket.IPPROTO_IP, 11),  # IP_RECVERR, include/uapi/linux/in.h
     socket.AF_INET6: (socket.IPPROTO_IPV6, 25),  # IPV6_RECVERR, include/uapi/linux/in6.h
@@ -170,17 +168,5 @@ def _connect(sock: socket.socket, sockaddr: tuple[Any, ...], target: Address) ->
 
 
 def allow_descriptors(number: int) -> None:
-    """Raise the soft limit of open files if ``number`` more do not fit; it stays raised.
-
-    Raises StartError when the hard limit is too low.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(list(Path("/proc/self/fd").iterdir())) + number + _SPARE_DESCRIPTORS
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise StartError(
-            f"{number:,} sources need {needed:,} open files, and the hard limit is {hard:,}",
-            hint=f"use fewer sources, or run as root first: ulimit -Hn {needed}",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    """Raise the soft limit of open files if ``number`` sources do not fit; as :func:`aiolb.descriptors.allow`."""
+    descriptors.allow(number, f"{number:,} sources")

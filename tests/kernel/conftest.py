@@ -274,6 +274,14 @@ class Taken(NamedTuple):
     port: int
 
 
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    """Sends IPv4 datagrams from any source."""
+    made = Sender(socket.AF_INET)
+    yield made
+    made.sock.close()
+
+
 class Cluster:
     """A group and its members' sockets, all in this process."""
 

@@ -93,7 +93,7 @@ def test_a_socket_that_cannot_join(cluster):
     """A socket that is not bound is refused by the kernel, and the index goes on as it was."""
     group = cluster(1)
     member = group.statistics.members[0]
-    with sockets._udp_socket(group.address) as unbound, pytest.raises(KernelError, match="cannot join the group"):
+    with sockets._socket(group.address, "udp") as unbound, pytest.raises(KernelError, match="cannot join the group"):
         group.group.join(unbound, 0, takeover=True)
     assert group.statistics.members[0] == member
 

@@ -327,10 +327,12 @@ def test_another_user(python, bpffs, balancer, joined):
     """A user who may not write to bpffs is told so, and is served by the classic balancer."""
     answer = python(JOIN, balancer, bpffs, 0, NOBODY)
     folder = bpffs / "aiolb" / str(pins.network_namespace())
-    assert answer.pop("message").startswith(f"this user may not create the group's folder {folder}/udp_127-0-0-1_")
+    start = f"this user may not create the group's folder {folder}/udp_127-0-0-1_"
+    port = answer.pop("message").removeprefix(start)
+    command = f"aiolb group create 127.0.0.1:{port} --owner nobody --bpffs {bpffs}"
     assert answer == joined | {
         "error": "PrivilegeError",
-        "hint": "run as root; --balancer classic needs no privilege",
+        "hint": f"as root: {command}; --balancer classic needs no privilege",
     }
 
 
@@ -342,7 +344,7 @@ def test_another_users_group(python, bpffs, joining, address):
     assert answer == {
         "error": "PrivilegeError",
         "message": f"this user may not open the group in {folder}: Permission denied",
-        "hint": "run as the user that made it",
+        "hint": f"as root: aiolb group create {address} --owner nobody --bpffs {bpffs}",
     }
     for balancer in ("auto", "classic"):
         answer = python(JOIN, balancer, bpffs, address.port, NOBODY)
