@@ -11,11 +11,13 @@ import structlog
 from aiolb import binding, logs, remarks, sockets
 from aiolb.bpf import steering
 from aiolb.bpf.steering import Joined, JoinOptions
+from aiolb.reporter import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from aiolb.address import Address
+    from aiolb.bpf.abi import Report
     from aiolb.config import ServeConfig
     from aiolb.stats import SocketStatistics, StreamSocketStatistics
     from aiolb.tally import Tally
@@ -29,8 +31,18 @@ DROPS_LOG_INTERVAL = 5.0
 class Listener(ABC):
     """A member's socket on one address, from ``open`` to ``close``; owns the socket and the place in the group."""
 
-    drops_hint: str
-    """What to do against the kernel's drops."""
+    _reporter: Reporter
+    """What tells the group of this socket; each kind makes its own."""
+
+    @property
+    @abstractmethod
+    def drops_hint(self) -> str:
+        """What to do against the kernel's drops."""
+
+    @property
+    def report(self) -> Report:
+        """What was told last: counters, histograms and sources, with what workers before this one counted."""
+        return self._reporter.latest
 
     def __init__(
         self,
@@ -88,6 +100,7 @@ class Listener(ABC):
         ``now``: seconds of the loop's clock.
         """
         self._report_drops(now)
+        self._reporter.write()
         if (count := self._place.count) != self._count:
             self._log.info("count_changed", before=self._count, now=count)
             self._count = count
@@ -96,6 +109,7 @@ class Listener(ABC):
                 self._log.warning("outside", hint=f"the group has no index {self._index} any more: nothing comes here")
         if self._place.restore():
             self._log.warning("place_restored", reason="it was taken over by a socket that has died")
+            self._reporter.claim()
         return self._place.displaced
 
     def _report_drops(self, now: float, *, last: bool = False) -> None:

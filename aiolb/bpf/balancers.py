@@ -19,6 +19,7 @@ class Balancer(Protocol):
     name: str
     pinned: bool
     waiting: frozenset[int]
+    reports_descriptor: int
 
     def place(self, index: int, sock: socket.socket) -> Place:
         """The place of a member; changes nothing."""
@@ -55,6 +56,7 @@ class EbpfBalancer:
         self.group = group
         self.pinned = group.pinned
         self.waiting = waiting
+        self.reports_descriptor = group.reports_descriptor
 
     def place(self, index: int, sock: socket.socket) -> SharedPlace:
         """The place of a member; changes nothing."""
@@ -107,6 +109,7 @@ class KernelBalancer:
     name = "none"
     pinned = False
     waiting: frozenset[int] = frozenset()
+    reports_descriptor = -1
 
     def __init__(self, count: int) -> None:
         self._places = [UnmanagedPlace(count) for _ in range(count)]

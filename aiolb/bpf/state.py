@@ -17,6 +17,7 @@ from aiolb.bpf.abi import Config, Member
 from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
 from aiolb.errors import ConfigurationError, KernelError
@@ -133,6 +134,16 @@ class GroupState:
                 )
             )
         return GroupStatistics(config.count, config.seed, config.strict, str(Key.of(config)), tuple(members), *group)
+
+    @property
+    def reports(self) -> SharedReports:
+        """What the members tell of themselves; usable until ``close()``."""
+        return SharedReports(self._maps.reports)
+
+    @property
+    def reports_descriptor(self) -> int:
+        """The descriptor of their memory, for a worker that inherits it; it stays the group's to close."""
+        return self._maps.reports_descriptor
 
     def slot_packets(self) -> list[int]:
         """Packets counted per slot; a train is one packet. The counts begin again at 0 after 2^32."""

@@ -16,6 +16,7 @@ from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError, StartError, UnsupportedError
@@ -83,7 +84,8 @@ class Joined:
     """A bound socket in its group. ``fallback`` says why ``auto`` did not take the eBPF balancer.
 
     ``others`` are processes with a socket on the address that is outside of the group: it gets nothing while a member
-    is alive. They may be members that drain, or another server.
+    is alive. They may be members that drain, or another server. ``reports`` is where it tells of itself; None without
+    a group.
     """
 
     sock: socket.socket
@@ -91,6 +93,7 @@ class Joined:
     balancer: str
     fallback: PrivilegeError | UnsupportedError | None = None
     others: tuple[sockets.Holder, ...] = ()
+    reports: SharedReports | None = None
 
 
 class UnmanagedPlace:
@@ -138,7 +141,7 @@ def _join_ebpf(address: Address, bind: Callable[[Address], socket.socket], optio
         with _bound(address, bind) as sock:
             others = () if options.takeover else others_on(address, group, [sock], wanted.protocol)
             place = group.join(sock, options.index, count=wanted.count, takeover=options.takeover)
-        return Joined(sock, place, "ebpf", others=others)
+        return Joined(sock, place, "ebpf", others=others, reports=group.reports)
 
 
 def group_options(options: JoinOptions) -> GroupOptions:
