@@ -12,6 +12,7 @@ from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
 from aiolb.cli.serve import serve
+from aiolb.cli.status import status
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -73,4 +74,5 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(flood)
 main.add_command(serve)
+main.add_command(status)
 main.add_command(worker)
