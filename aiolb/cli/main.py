@@ -11,6 +11,7 @@ import click
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
+from aiolb.cli.route import route
 from aiolb.cli.serve import serve
 from aiolb.cli.status import status
 from aiolb.cli.worker import worker
@@ -73,6 +74,7 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(flood)
+main.add_command(route)
 main.add_command(serve)
 main.add_command(status)
 main.add_command(worker)
