@@ -17,8 +17,9 @@ _SETTINGS = ("protocol", "rcvbuf", "graceful_timeout", "concurrency", "backlog",
 class Assignment:
     """One worker's work; it travels as an argument of the worker's command line.
 
-    ``sockets``: address and descriptor of each bound socket. ``tally``: descriptor of its
-    :class:`aiolb.tally.Tally`. ``user``: whom to run as. ``kept``: a service manager
+    ``sockets``: address and descriptor of each bound socket. ``reports``: the descriptor of the memory for each of
+    them in which it tells of itself (:class:`aiolb.bpf.shared_reports.SharedReports`), -1 where there is none.
+    ``tally``: descriptor of its :class:`aiolb.tally.Tally`. ``user``: whom to run as. ``kept``: a service manager
     keeps the sockets too, so that their queues outlive the supervisor. ``beat``: seconds between two signs of life.
     ``log``: the arguments of :func:`aiolb.logs.configure`.
     """
@@ -28,12 +29,18 @@ class Assignment:
     count: int
     balancer: str
     sockets: tuple[tuple[str, int], ...]
+    reports: tuple[int, ...] = ()
     tally: int = -1
     user: str | None = None
     kept: bool = False
     beat: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that it names, but for the tally."""
+        return (*(number for _, number in self.sockets), *(number for number in self.reports if number >= 0))
 
     @staticmethod
     def settings_of(config: ServeConfig) -> dict[str, Any]:
@@ -54,4 +61,4 @@ class Assignment:
         """Read what ``to_text`` wrote."""
         content = json.loads(text)
         pairs = tuple((address, descriptor) for address, descriptor in content.pop("sockets"))
-        return cls(sockets=pairs, **content)
+        return cls(sockets=pairs, reports=tuple(content.pop("reports")), **content)

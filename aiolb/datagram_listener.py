@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from functools import partial
 
-from aiolb import sockets
+from aiolb import remarks, sockets
 from aiolb.address import Address
+from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
 from aiolb.listener import Listener
 from aiolb.protocol import Application, CollectorProtocol
 from aiolb.receive import choose
+from aiolb.reporter import Reporter
 from aiolb.stats import SocketStatistics
 from aiolb.tally import Tally
 from aiolb.transport import create_transport
 
+COUNTED = (
+    "received",
+    "received_bytes",
+    "messages",
+    "truncated",
+    "handled",
+    "errors",
+    "in_flight",
+    "waiting",
+    "abandoned",
+    "sent",
+    "sent_bytes",
+    "send_errors",
+    "queued_bytes",
+    "kernel_drops",
+)
+"""The counters of SocketStatistics that a report has under the same names."""
+
 
 class DatagramListener(Listener):
     """Hands the datagrams of one socket to an application's handlers, in lanes."""
-
-    drops_hint = "raise --rcvbuf and net.core.rmem_max, or add members"
 
     def __init__(
         self, address: Address, joined: Joined, application: Application, config: ServeConfig, *, forget: bool
@@ -44,6 +63,23 @@ class DatagramListener(Listener):
         self.transport, self.protocol = create_transport(
             asyncio.get_running_loop(), self._sock, protocol_factory, receiver_factory, parts.replies
         )
+        self._reporter = Reporter(
+            config.index,
+            cookie(self._sock),
+            joined.reports,
+            self._counts,
+            receiver=self.transport.receiver,
+            times=self.protocol.handler_times,
+        )
+
+    @property
+    def drops_hint(self) -> str:
+        """What to do against the kernel's drops."""
+        return remarks.against_drops(self._memory.limit)
+
+    def _counts(self) -> dict[str, int]:
+        counts = asdict(self.statistics())
+        return {name: counts[name] for name in COUNTED} | {"queue_limit": self._memory.limit}
 
     def tell(self, tally: Tally, cell: int) -> None:
         """Keep count in ``tally`` of what was taken and is not handled yet."""
@@ -96,6 +132,7 @@ class DatagramListener(Listener):
         self._report_drops(time.monotonic(), last=True)
         self.transport.close()
         await self.protocol.closed()
+        self._reporter.write(last=True)
         self._place.close(forget=self._forget)
         return abandoned
 

@@ -12,11 +12,13 @@ from aiolb import binding, logs, remarks, sockets
 from aiolb.bpf import steering
 from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.steering import Joined, JoinOptions
+from aiolb.reporter import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from aiolb.address import Address
+    from aiolb.bpf.abi import Report
     from aiolb.config import ServeConfig
     from aiolb.stats import SocketStatistics, StreamSocketStatistics
     from aiolb.tally import Tally
@@ -30,8 +32,18 @@ DROPS_LOG_INTERVAL = 5.0
 class Listener(ABC):
     """A member's socket on one address, from ``open`` to ``close``; owns the socket and the place in the group."""
 
-    drops_hint: str
-    """What to do against the kernel's drops."""
+    _reporter: Reporter
+    """What tells the group of this socket; each kind makes its own."""
+
+    @property
+    @abstractmethod
+    def drops_hint(self) -> str:
+        """What to do against the kernel's drops."""
+
+    @property
+    def report(self) -> Report:
+        """What was told last: counters, histograms and sources, with what workers before this one counted."""
+        return self._reporter.latest
 
     def __init__(
         self,
@@ -92,6 +104,7 @@ class Listener(ABC):
         ``now``: seconds of the loop's clock.
         """
         self._report_drops(now)
+        self._reporter.write()
         if (count := self._place.count) != self._count:
             self._log.info("count_changed", before=self._count, now=count)
             self._count = count
@@ -101,6 +114,7 @@ class Listener(ABC):
         self._look_at_slots()
         if self._place.restore():
             self._log.warning("place_restored", reason="it was taken over by a socket that has died")
+            self._reporter.claim()
         return self._place.displaced
 
     def _look_at_slots(self) -> None:

@@ -104,6 +104,11 @@ class AllPlaces:
         return tuple(group.address for group in self._groups)
 
     @property
+    def reports(self) -> tuple[int, ...]:
+        """For each address the descriptor of the memory in which members tell of themselves; -1 where there is none."""
+        return tuple(group.reports_descriptor for group in self._groups)
+
+    @property
     def balancer(self) -> str:
         """``ebpf``, ``classic`` or ``none``: that of the first group."""
         return self._groups[0].balancer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 
 from aiolb.errors import ConfigurationError
+from aiolb.handler_times import HandlerTimes
 from aiolb.lanes import Handlers, Lanes
 from aiolb.lifecycle import Lifecycle
 from aiolb.receive.step import PlainStepper
@@ -65,6 +66,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
 
     datagrams_received: Callable[[Sequence[Datagram]], None]
     """Take a batch in one call; handlers may start at once, or with the next turn of the loop."""
+    handler_times: HandlerTimes
+    """How long handlers take; who wants to know calls its ``sample()`` now and then."""
 
     def __init__(
         self,
@@ -83,8 +86,9 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         self._loop = loop
         self._transport: asyncio.DatagramTransport | None = None
         self._context = copy_context()
+        self.handler_times = HandlerTimes(application, batches=batches)
         self._lanes = Lanes(
-            application,
+            self.handler_times,
             self,
             concurrency=concurrency,
             backlog=backlog,

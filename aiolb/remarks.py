@@ -96,3 +96,10 @@ def _on_buffer(log: structlog.typing.FilteringBoundLogger, sock: socket.socket, 
             given=given,
             hint=f"as root: sysctl -w net.core.rmem_max={rcvbuf}",
         )
+
+
+def against_drops(limit: int) -> str:
+    """What to do when the kernel drops packets; ``limit``: bytes that the receive queue may have (SO_MEMINFO)."""
+    # The kernel has doubled what was asked for, for its overhead (socket(7)): this is twice of that.
+    mebibytes = max(limit >> 20, 1)
+    return f"--rcvbuf {mebibytes}M (as root: sysctl -w net.core.rmem_max={mebibytes << 20}), or more members"

@@ -8,18 +8,20 @@ from collections.abc import Callable
 from aiolb import listening
 from aiolb.acceptor import Acceptor
 from aiolb.address import Address
+from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
 from aiolb.connections import Connections, StreamHandlers
 from aiolb.listener import DROPS_LOG_INTERVAL, Listener
+from aiolb.reporter import Reporter
 from aiolb.stats import StreamSocketStatistics
 from aiolb.tally import Tally
+
+DROPS_HINT = "raise --backlog and net.core.somaxconn, or --concurrency, or add members"
 
 
 class StreamListener(Listener):
     """Hands the connections of one socket to an application's handler, as many at a time as ``concurrency`` says."""
-
-    drops_hint = "raise --backlog and net.core.somaxconn, or --concurrency, or add members"
 
     def __init__(
         self, address: Address, joined: Joined, application: StreamHandlers, config: ServeConfig, *, forget: bool
@@ -32,6 +34,26 @@ class StreamListener(Listener):
         self.connections = Connections(application, config.concurrency)
         self._acceptor = Acceptor(self._sock, self.connections, self._log)
         self.connections.changed = self._changed
+        self._reporter = Reporter(config.index, cookie(self._sock), joined.reports, self._counts)
+
+    @property
+    def drops_hint(self) -> str:
+        """What to do against the kernel's drops."""
+        return DROPS_HINT
+
+    def _counts(self) -> dict[str, int]:
+        """Connections, under the names of datagrams: accepted ones are received, open ones in flight."""
+        counts = self.statistics()
+        return {
+            "received": counts.accepted,
+            "received_bytes": counts.received_bytes,
+            "handled": counts.closed,
+            "errors": counts.errors,
+            "in_flight": counts.open,
+            "waiting": counts.waiting,
+            "abandoned": counts.abandoned,
+            "kernel_drops": counts.kernel_drops,
+        }
 
     def _changed(self) -> None:
         self._acceptor.make_room()
@@ -107,6 +129,7 @@ class StreamListener(Listener):
         self._closed = True
         abandoned = self.connections.stop() + self._stop_listening()
         await self._ended(self.connections.aclose())
+        self._reporter.write(last=True)
         self._place.close(forget=self._forget)
         return abandoned
 

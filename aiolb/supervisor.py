@@ -157,6 +157,7 @@ class Supervisor:
                 count=max(self._places.count, places.index + 1),
                 balancer=self._places.balancer,
                 sockets=tuple((str(address), sock.fileno()) for address, sock in places.sockets.items()),
+                reports=self._places.reports,
                 user=self._config.user,
                 kept=self._store.complete,
                 beat=self._policy.worker_timeout / BEATS,

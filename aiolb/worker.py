@@ -12,6 +12,7 @@ import structlog
 
 from aiolb import logs, signals
 from aiolb.bpf.changes import SlotsChange
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.listeners import LISTENERS
 from aiolb.server import Server, reopening_log
@@ -54,9 +55,11 @@ class Worker:
         descriptors = dict(zip(config.bind, (descriptor for _, descriptor in assignment.sockets), strict=True))
         self._sockets = {address: socket.socket(fileno=number) for address, number in descriptors.items()}
         for sock in self._sockets.values():
-            sock.set_inheritable(False)  # not for what handlers start
             sock.setblocking(False)
-        os.set_inheritable(assignment.tally, False)
+        # Not for what handlers start.
+        for number in (assignment.tally, *assignment.descriptors):
+            os.set_inheritable(number, False)
+        self._reports = [_mapped(number) if number >= 0 else None for number in assignment.reports]
         self._tally = Tally(assignment.tally, len(self._sockets))
         self._server = Server(application, config)
         # The supervisor takes care of the places; what a worker knows of them is the count that it is told.
@@ -78,6 +81,9 @@ class Worker:
                 for sock in self._sockets.values():
                     sock.close()
                 self._tally.close()
+                for reports in self._reports:
+                    if reports is not None:
+                        reports.close()
                 await self._channel.close()
 
     async def _live(self) -> None:
@@ -98,7 +104,8 @@ class Worker:
         self._channel.send("asks_to_end")
 
     def _listen(self, address: Address) -> Listener:
-        joined = Joined(self._sockets[address], self._place, self._assignment.balancer)
+        reports = dict(zip(self._sockets, self._reports, strict=False)).get(address)
+        joined = Joined(self._sockets[address], self._place, self._assignment.balancer, reports=reports)
         kind = LISTENERS[self._server.config.protocol]
         listener = kind.inherited(address, joined, self._application, self._server.config)
         listener.tell(self._tally, len(self._server.listeners))
@@ -159,3 +166,9 @@ class Worker:
             statistics = self._server.statistics()
             self._channel.send("beat", **{name: getattr(statistics, name) for name in statistics.told})
             await asyncio.sleep(self._assignment.beat)
+
+
+def _mapped(descriptor: int) -> SharedReports:
+    reports = SharedReports.inherited(descriptor)
+    os.close(descriptor)
+    return reports

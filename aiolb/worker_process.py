@@ -68,7 +68,7 @@ class WorkerProcess:
                     str(theirs.fileno()),
                     replace(assignment, tally=tally.descriptor).to_text(),
                     stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno(), tally.descriptor, *(number for _, number in assignment.sockets)],
+                    pass_fds=[theirs.fileno(), tally.descriptor, *assignment.descriptors],
                     # A session of its own: Ctrl-C is for the supervisor, which then stops its workers.
                     start_new_session=True,
                 )

@@ -15,6 +15,7 @@ FORMATS = {"u16": "H", "u32": "I", "u64": "Q"}
 STRUCTS = {
     "config": abi.Config,
     "member": abi.Member,
+    "report": abi.Report,
     "member_stats": abi.MemberStats,
     "group_stats": abi.GroupStats,
     "rule": abi.Rule,
@@ -59,7 +60,10 @@ def test_fields(name):
     """A struct has the header's fields, in its order, with its sizes and without padding."""
     found, layout = structs()[name], STRUCTS[name]
     assert layout.STRUCT.format == "=" + "".join(FORMATS[kind] for kind, _ in found)
-    mirrored = [re.sub("_(low|high)$", "", field.name) for field in fields(layout)]
+    arrays = getattr(layout, "ARRAYS", {})
+    mirrored = [
+        re.sub("_(low|high)$", "", field.name) for field in fields(layout) for _ in range(arrays.get(field.name, 1))
+    ]
     assert mirrored == [field for _, field in found]
     # In C, with its alignment, it is as long: so no padding hides between the fields.
     assert layout.STRUCT.size % 8 == 0
@@ -73,8 +77,25 @@ def test_fields(name):
 @pytest.mark.parametrize("layout", STRUCTS.values())
 def test_round_trip(layout):
     """What is packed is unpacked again, also from a longer map value."""
-    value = layout(*range(1, len(fields(layout)) + 1))
+    arrays = getattr(layout, "ARRAYS", {})
+    values = [
+        tuple(range(number, number + arrays[field.name])) if field.name in arrays else number
+        for number, field in enumerate(fields(layout), 1)
+    ]
+    value = layout(*values)
+    if "checksum" in value.__dataclass_fields__:  # it is made by packing
+        value = replace(value, checksum=layout.unpack(value.pack()).checksum)
     assert layout.unpack(value.pack()) == value == layout.unpack(value.pack() + b"more")
+
+
+def test_the_checksum_of_a_report():
+    """A report of which half is another one's is found out."""
+    one, other = bytearray(abi.Report.STRUCT.size), bytearray(abi.Report.STRUCT.size)
+    one[:] = replace(abi.Report.unpack(bytes(one)), received=1, sent=1).pack()
+    other[:] = replace(abi.Report.unpack(bytes(other)), received=2, sent=2).pack()
+    assert abi.Report.is_whole(one)
+    assert not abi.Report.is_whole(one[:100] + other[100:])
+    assert not abi.Report.is_whole(bytes(abi.Report.STRUCT.size))
 
 
 def test_seed_and_strict():

@@ -176,6 +176,9 @@ async def test_drops_are_logged_now_and_then(place, logged):
     assert [event["total"] for event in logged] == [drops[0], drops[2], drops[3]]
     assert [event["packets"] for event in logged] == [drops[0], drops[2] - drops[0], drops[3] - drops[2]]
     assert {event["event"] for event in logged} == {"kernel_drops"}
+    assert {event["hint"] for event in logged} == {
+        "--rcvbuf 1M (as root: sysctl -w net.core.rmem_max=1048576), or more members"
+    }
 
 
 async def test_leaving_twice(place):
@@ -281,3 +284,11 @@ async def test_weight_and_drain_are_logged(place, logged):
         ("undrained", "info", None, None),
     ]
     assert logged[1]["hint"] == "nothing comes here until: aiolb undrain 0"
+
+
+@pytest.mark.parametrize(("limit", "room"), [(0, 1), (425_984, 1), (2 << 20, 2), (40 << 20, 40)])
+def test_more_room(limit, room):
+    """What is advised against drops is twice what the socket was given, for the kernel doubles that itself."""
+    assert remarks.against_drops(limit).startswith(
+        f"--rcvbuf {room}M (as root: sysctl -w net.core.rmem_max={room << 20})"
+    )

@@ -9,9 +9,11 @@ import socket
 import struct
 import sys
 import time
+from ipaddress import ip_address
 
 import pytest
 
+from aiolb import sketch
 from aiolb.receive import choose
 from aiolb.receive.contract import BATCH, DATAGRAMS
 from aiolb.receive.plain import PlainReceiver
@@ -369,3 +371,83 @@ def test_an_interrupted_call_ends_the_batch():
     """EINTR is no error: what was taken is returned, the next call goes on."""
     receiver = PlainReceiver(FailingSocket(b"1", InterruptedError(), InterruptedError(), b"2", BlockingIOError()))
     assert [len(receiver.receive()) for _ in range(3)] == [1, 0, 1]
+
+
+def send_from(to, hosts, *, times=1):
+    """Send datagrams from each host in turn."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.bind(("0.0.0.0", 0))
+        for _ in range(times):
+            for host in hosts:
+                control = (socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4x", 0, socket.inet_aton(host)))
+                sending.sendmsg([b"x"], [control], 0, to)
+
+
+def test_senders_are_counted(receiver_of, pair):
+    """Each host's datagrams since the last call, and every source in the sketch, as its twin in Python makes it."""
+    receiver, to = receiver_of(pair[0]), pair[0].getsockname()
+    assert receiver.senders() == ({}, 0)
+    hosts = [f"127.0.1.{number}" for number in range(1, 6)]
+    send_from(to, hosts)
+    send_from(to, hosts[:2])
+    assert len(receiver.receive()) == 7
+    assert receiver.senders() == ({host: 2 if host in hosts[:2] else 1 for host in hosts}, 0)
+    assert receiver.senders() == ({}, 0)
+    assert receiver.sketch == sketch.sketch_of(map(ip_address, hosts))
+
+
+def test_no_sender_is_forgotten_among_hundreds(parts, pair):
+    """Senders that share an entry of the address book are told apart."""
+    if parts is choose.PLAIN:
+        pytest.skip("of the compiled receiver")
+    receiving, _ = pair
+    receiving.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+    receiver = parts.receiver(receiving)
+    hosts = [f"127.0.{high}.{low}" for high in range(1, 6) for low in range(1, 200)]
+    send_from(receiving.getsockname(), hosts, times=3)
+    while receiver.receive():
+        pass
+    assert receiver.senders() == (dict.fromkeys(hosts, 3), 0)
+    assert receiver.sketch == sketch.sketch_of(map(ip_address, hosts))
+
+
+def test_very_many_senders(parts, pair):
+    """However many there are, those that send much are known, and what is not known is counted."""
+    if parts is choose.PLAIN:
+        pytest.skip("of the compiled receiver")
+    receiving, _ = pair
+    receiving.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
+    receiver = parts.receiver(receiving)
+    hosts = [f"127.{high}.{low}.1" for high in range(1, 81) for low in range(1, 101)]
+    for start in range(0, len(hosts), 100):
+        send_from(receiving.getsockname(), [*hosts[start : start + 100], *["127.0.0.9"] * 10])
+        while receiver.receive():
+            pass
+    counts, missed = receiver.senders()
+    assert sum(counts.values()) + missed == len(hosts) + 800
+    assert missed > 0
+    assert max(counts, key=counts.get) == "127.0.0.9"
+    assert counts["127.0.0.9"] > 700
+
+
+def test_a_flood_is_sampled_by_the_plain_receiver(parts, pair):
+    """Of batches that are not small it looks at some, and says of how many datagrams it does not know the sender."""
+    if parts is not choose.PLAIN:
+        pytest.skip("of the plain receiver")
+    receiver = parts.receiver(pair[0], batch=8)
+    send_from(pair[0].getsockname(), ["127.0.0.3"], times=200)
+    while receiver.receive():
+        pass
+    counts, missed = receiver.senders()
+    assert sum(counts.values()) + missed == 200
+
+
+def test_sizes_of_batches(receiver_of, pair):
+    """A call that handed out something counts by the power of two above it."""
+    receiver = receiver_of(pair[0])
+    receiver.receive()
+    for number in (1, 2, 3, 7):
+        for _ in range(number):
+            pair[1].send(b"x")
+        assert len(receiver.receive()) == number
+    assert list(receiver.batch_sizes) == [0, 1, 2, 1] + [0] * 12

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+from zlib import crc32
 
 BPFFS = Path("/sys/fs/bpf")
 """Where a BPF file system is mounted by convention."""
@@ -42,6 +44,12 @@ ACTION_UNLISTED = 5
 ACTION_LIMIT = 6
 
 NO_MEMBER = 65535
+
+TIME_BUCKETS = 40
+SIZE_BUCKETS = 16
+SKETCH_WORDS = 128
+TOP_SOURCES = 16
+TOP_WORDS = 3 * TOP_SOURCES
 
 DEFAULT_WEIGHT = 100
 """Of a member that nobody has given another one."""
@@ -158,6 +166,73 @@ class Member(Layout):
 
 
 @dataclass(frozen=True, slots=True)
+class Report(Layout):
+    """``struct report``; pack it with :meth:`pack`, which puts the checksum in."""
+
+    ARRAYS: ClassVar[dict[str, int]] = {
+        "handler_times": TIME_BUCKETS,
+        "batch_sizes": SIZE_BUCKETS,
+        "sketch": SKETCH_WORDS,
+        "top": TOP_WORDS,
+    }
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=" + "Q" * (24 + sum(ARRAYS.values())))
+
+    checksum: int
+    cookie: int
+    pid: int
+    uid: int
+    started_ns: int
+    written_ns: int
+    received: int
+    received_bytes: int
+    messages: int
+    truncated: int
+    handled: int
+    errors: int
+    in_flight: int
+    waiting: int
+    abandoned: int
+    sent: int
+    sent_bytes: int
+    send_errors: int
+    queued_bytes: int
+    queue_limit: int
+    kernel_drops: int
+    sources: int
+    handler_ns: int
+    handler_times: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    sketch: tuple[int, ...]
+    top_error: int
+    top: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """The map value, with its checksum."""
+        words: list[int] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            words += value if field.name in self.ARRAYS else (value,)
+        body = self.STRUCT.pack(*words)[U64.size :]
+        return U64.pack(crc32(body)) + body
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Self:
+        """Read a map value, whatever its checksum says."""
+        words = iter(cls.STRUCT.unpack_from(value))
+        values: list[Any] = [
+            tuple(islice(words, cls.ARRAYS[field.name])) if field.name in cls.ARRAYS else next(words)
+            for field in fields(cls)
+        ]
+        return cls(*values)
+
+    @classmethod
+    def is_whole(cls, value: bytes) -> bool:
+        """Whether the checksum of a map value is right."""
+        (checksum,) = U64.unpack_from(value)
+        return bool(checksum == crc32(value[U64.size : cls.STRUCT.size]))
+
+
+@dataclass(frozen=True, slots=True)
 class MemberStats(Layout):
     """``struct member_stats``."""
 
@@ -248,4 +323,5 @@ MAPS = (
     MapSpec("offenders", 9, MAP_TYPE_LRU_HASH, U64.size, MAX_OFFENDERS, key_size=16),
     MapSpec("events", 10, MAP_TYPE_RINGBUF, 0, EVENTS_SIZE, key_size=0),
     MapSpec("members", 0, MAP_TYPE_ARRAY, Member.STRUCT.size, MAX_MEMBERS),
+    MapSpec("reports", 0, MAP_TYPE_ARRAY, Report.STRUCT.size, MAX_MEMBERS, flags=MAP_MMAPABLE),
 )

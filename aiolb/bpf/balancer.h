@@ -37,6 +37,12 @@
 
 #define NO_MEMBER 65535		/* in an event: nobody was selected */
 
+#define TIME_BUCKETS 40		/* of a report: bucket i has the times below 2^i ns, the last one all others too */
+#define SIZE_BUCKETS 16		/* of a report: bucket i has the batches of fewer than 2^i datagrams */
+#define SKETCH_WORDS 128	/* of a report: 8 registers of a HyperLogLog sketch each */
+#define TOP_SOURCES 16		/* in a report */
+#define TOP_WORDS 48		/* 3 for each of them */
+
 /* Placeholders for the maps' descriptors: the loader patches the real ones into the bytecode. */
 #define MAP_TARGETS 1
 #define MAP_CONFIG 2
@@ -79,6 +85,40 @@ struct member {
 	u32 uid;		/* its effective user */
 	u32 weight;		/* its part of the slots, beside the other members' weights */
 	u32 drained;		/* 1: it is to own no slot, whatever its weight */
+};
+
+/* reports: array of MAX_MEMBERS; user space only: each member tells here of its socket, through mapped memory.
+ * Counters begin with the socket, and go on when another process takes it over. For TCP, a datagram is a connection:
+ * accepted ones are received, open ones in flight; the fields of a kind that TCP has not are 0. */
+struct report {
+	u64 checksum;		/* CRC-32 of all that follows: a reader that finds another one reads again */
+	u64 cookie;		/* of the socket that this is about; 0: nobody has told anything */
+	u64 pid;		/* of the process that reads from the socket, as that process sees itself */
+	u64 uid;		/* its effective user */
+	u64 started_ns;		/* CLOCK_REALTIME when it began to read */
+	u64 written_ns;		/* CLOCK_REALTIME of this report */
+	u64 received;		/* datagrams; those of a train are counted one by one */
+	u64 received_bytes;	/* their payload */
+	u64 messages;		/* what the kernel handed over: a datagram, or a train */
+	u64 truncated;		/* datagrams that the kernel had to cut */
+	u64 handled;		/* datagrams whose handler returned */
+	u64 errors;		/* datagrams whose handler raised */
+	u64 in_flight;		/* datagrams whose handler runs now */
+	u64 waiting;		/* datagrams received that no handler has got yet */
+	u64 abandoned;		/* datagrams given up at the end of the graceful timeout */
+	u64 sent;		/* datagrams replied */
+	u64 sent_bytes;		/* their payload */
+	u64 send_errors;	/* replies that the kernel refused */
+	u64 queued_bytes;	/* in the receive queue now, with the kernel's overhead (SO_MEMINFO) */
+	u64 queue_limit;	/* bytes that the queue may have */
+	u64 kernel_drops;	/* packets that the kernel dropped; a train is one */
+	u64 sources;		/* seen so far; 0 when they are too many to be told one by one: see the sketch */
+	u64 handler_ns;		/* sum of the times below */
+	u64 handler_times[40];	/* TIME_BUCKETS: sampled times of a handler, or of a batch's handler */
+	u64 batch_sizes[16];	/* SIZE_BUCKETS: datagrams that one call of the receiver handed out */
+	u64 sketch[128];	/* SKETCH_WORDS: of all sources seen */
+	u64 top_error;		/* what a count below may lack */
+	u64 top[48];		/* TOP_SOURCES: source (network byte order; IPv4 as ::ffff:a.b.c.d), datagrams */
 };
 
 /* slots: array of 1, SLOT_COUNT u16: the member that owns the slot. User space maps it and writes one at a time.

@@ -20,6 +20,7 @@ class Balancer(Protocol):
     name: str
     pinned: bool
     waiting: frozenset[int]
+    reports_descriptor: int
 
     @property
     def key(self) -> Key | None:
@@ -65,6 +66,7 @@ class EbpfBalancer:
         self.key = group.key
         self.pinned = group.pinned
         self.waiting = waiting
+        self.reports_descriptor = group.reports_descriptor
 
     def place(self, index: int, sock: socket.socket) -> SharedPlace:
         """The place of a member; changes nothing."""
@@ -119,6 +121,7 @@ class KernelBalancer:
     pinned = False
     waiting: frozenset[int] = frozenset()
     group = None
+    reports_descriptor = -1
 
     def __init__(self, count: int) -> None:
         self._places = [UnmanagedPlace(count) for _ in range(count)]

@@ -26,7 +26,7 @@ class Maps:
 
     def __init__(self, descriptors: Mapping[str, int]) -> None:
         self._descriptors = dict(descriptors)
-        self._mapped: mmap.mmap | None = None
+        self._mapped: dict[str, mmap.mmap] = {}
 
     @classmethod
     def create(cls, protocol: str) -> Self:
@@ -87,9 +87,8 @@ class Maps:
 
     def close(self) -> None:
         """Close the descriptors; pinned maps live on."""
-        if self._mapped is not None:
-            self._mapped.close()
-            self._mapped = None
+        while self._mapped:
+            self._mapped.popitem()[1].close()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
@@ -100,9 +99,23 @@ class Maps:
     @property
     def slots(self) -> mmap.mmap:
         """The slot table, SLOT_COUNT u16 that the program reads: each is written in one piece."""
-        if self._mapped is None:
-            self._mapped = mmap.mmap(self._descriptors["slots"], _SPECS["slots"].value_size)
-        return self._mapped
+        return self._memory_of("slots")
+
+    @property
+    def reports(self) -> mmap.mmap:
+        """What each member tells of itself: MAX_MEMBERS structs."""
+        return self._memory_of("reports")
+
+    @property
+    def reports_descriptor(self) -> int:
+        """The descriptor of ``reports``, for a process that inherits it; it stays ours to close."""
+        return self._descriptors["reports"]
+
+    def _memory_of(self, pin: str) -> mmap.mmap:
+        if pin not in self._mapped:
+            spec = _SPECS[pin]
+            self._mapped[pin] = mmap.mmap(self._descriptors[pin], spec.value_size * spec.entries)
+        return self._mapped[pin]
 
     def read(self, pin: str, key: int) -> bytes | None:
         """One value of a plain array or the sockarray (8 bytes: the socket's cookie)."""

@@ -90,6 +90,11 @@ class Members:
             self.group.check_shares(len(self) - 1)
 
     @property
+    def reports_descriptor(self) -> int:
+        """That of the memory in which the members tell of themselves, for workers; it stays ours. -1 without eBPF."""
+        return self._chosen.reports_descriptor
+
+    @property
     def waiting(self) -> frozenset[int]:
         """The indexes that a takeover has not reached yet: ``take_over()`` each when its worker is ready."""
         return self._chosen.waiting

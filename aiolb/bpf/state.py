@@ -19,6 +19,7 @@ from aiolb.bpf.location import Location
 from aiolb.bpf.objects import Objects
 from aiolb.bpf.ownership import Owner
 from aiolb.bpf.pins import Pins
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.table import SlotTable
 from aiolb.bpf.unpinned import Unpinned
@@ -126,6 +127,16 @@ class GroupState(SlotTable):
                 )
             )
         return GroupStatistics(config.count, config.seed, config.strict, str(self.key), tuple(members), *group)
+
+    @property
+    def reports(self) -> SharedReports:
+        """What the members tell of themselves; usable until ``close()``."""
+        return SharedReports(self._maps.reports)
+
+    @property
+    def reports_descriptor(self) -> int:
+        """The descriptor of their memory, for a worker that inherits it; it stays the group's to close."""
+        return self._maps.reports_descriptor
 
     def place(self, sock: socket.socket, index: int) -> None:
         """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""

@@ -21,6 +21,7 @@ from aiolb.bpf.key_file import KeyFile
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
 from aiolb.errors import (
@@ -123,7 +124,8 @@ class Joined:
     ``fallback`` says why ``auto`` did not take the eBPF balancer.
 
     ``others`` are processes with a socket on the address that is outside of the group: it gets nothing while a member
-    is alive. They may be members that drain, or another server.
+    is alive. They may be members that drain, or another server. ``reports`` is where it tells of itself; None without
+    a group.
     """
 
     sock: socket.socket
@@ -132,6 +134,7 @@ class Joined:
     fallback: PrivilegeError | UnsupportedError | None = None
     others: tuple[sockets.Holder, ...] = ()
     key: Key | None = None
+    reports: SharedReports | None = None
 
 
 class UnmanagedPlace:
@@ -200,7 +203,7 @@ def _join_ebpf(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
             place = group.join(
                 sock, options.index, count=wanted.count, weight=options.weight, takeover=options.takeover
             )
-        return Joined(sock, place, "ebpf", others=others, key=group.key)
+        return Joined(sock, place, "ebpf", others=others, key=group.key, reports=group.reports)
 
 
 def group_options(options: JoinOptions) -> GroupOptions:

@@ -15,8 +15,10 @@ from aiolb.cli.group import group
 from aiolb.cli.guard import guard
 from aiolb.cli.move import move
 from aiolb.cli.rebalance import rebalance
+from aiolb.cli.route import route
 from aiolb.cli.serve import serve
 from aiolb.cli.shares import drain, undrain, weight
+from aiolb.cli.status import status
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -78,11 +80,13 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(drain)
 main.add_command(flood)
+main.add_command(group)
 main.add_command(guard)
 main.add_command(move)
 main.add_command(rebalance)
-main.add_command(group)
+main.add_command(route)
 main.add_command(serve)
+main.add_command(status)
 main.add_command(undrain)
 main.add_command(weight)
 main.add_command(worker)

@@ -13,6 +13,8 @@ cdef struct Name:
 cdef struct Entry:
     Name name
     PyObject *addr
+    # Datagrams since somebody asked.
+    uint64_t count
 
 cdef struct Control:
     # Room for UDP_GRO and SCM_TIMESTAMPNS, and for SO_RXQ_OVFL where somebody switched that on.
@@ -21,8 +23,14 @@ cdef struct Control:
 cdef class AddressBook:
     cdef Entry *_entries
     cdef uint64_t _seed
+    # Of senders that were pushed out: address and datagrams of some, and how many datagrams of the others.
+    cdef dict _former
+    cdef uint64_t _missed
+    cdef unsigned char _registers[1024]
 
-    cdef tuple find(self, const Name *name)
+    cdef tuple find(self, const Name *name, unsigned int count)
+    cdef int _forget(self, Entry *entry) except -1
+    cdef void _note(self, const Name *name) noexcept
 
 cdef class Batch:
     # Datagrams that nobody has made yet, of the messages from `_message` on. `next` makes one; `addr` is its
@@ -75,6 +83,7 @@ cdef class FastReceiver:
     cdef object _sock
     cdef object _fileno
     cdef AddressBook _book
+    cdef unsigned long long _sizes[16]
     cdef Batch _last
     cdef unsigned int _batch
     cdef unsigned int _limit

@@ -1,5 +1,6 @@
 """The compiled receiver: one recvmmsg into reused buffers, trains split, address tuples made once per sender."""
 
+import builtins
 import socket
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -40,6 +41,11 @@ class FastReceiver:
     def trains(self) -> int: ...
     @property
     def kept(self) -> int: ...
+    @property
+    def batch_sizes(self) -> list[int]: ...
+    @property
+    def sketch(self) -> builtins.bytes: ...
+    def senders(self) -> tuple[dict[str, int], int]: ...
     def __init__(
         self,
         sock: socket.socket,

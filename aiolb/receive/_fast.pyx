@@ -12,6 +12,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 
 from aiolb.receive._linux cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, IPPROTO_UDP, MSG_DONTWAIT,
@@ -19,16 +20,24 @@ from aiolb.receive._linux cimport (
     sockaddr_in, sockaddr_in6, timespec,
 )
 
-from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, TimedDatagram
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, SIZES, TimedDatagram
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(PyObject *)
     bint PyGC_Disable()
     bint PyGC_Enable()
+    int __builtin_clzll(unsigned long long)
 
 # Senders whose address tuple is kept: about 1 MiB at most, whoever sends.
 cdef enum:
     ENTRIES = 4096
+# Senders of a single datagram that are kept when another one has pushed them out.
+cdef enum:
+    SINGLES = 1024
+# Registers of the sketch of all sources, and the bits that choose one: aiolb/sketch.py is the twin.
+cdef enum:
+    REGISTERS = 1024
+    INDEX_BITS = 10
 # Buffers exactly 64 KiB apart would share one set of the processor's caches: a cache line more than a page apart
 # from that, their first bytes do not.
 cdef enum:
@@ -48,6 +57,7 @@ cdef class AddressBook:
             raise MemoryError
         # Nobody can aim senders at one entry, which would make each of their datagrams dearer.
         self._seed = int.from_bytes(os.urandom(8), "little")
+        self._former = {}
 
     def __dealloc__(self):
         cdef int i
@@ -56,7 +66,8 @@ cdef class AddressBook:
                 Py_XDECREF(self._entries[i].addr)
             free(self._entries)
 
-    cdef tuple find(self, const Name *name):
+    cdef tuple find(self, const Name *name, unsigned int count):
+        """The address tuple of a sender, from whom so many datagrams came."""
         cdef uint64_t mixed = (name.words[0] ^ self._seed) * <uint64_t>0x9E3779B97F4A7C15
         cdef Entry *entry
         cdef PyObject *old
@@ -67,20 +78,79 @@ cdef class AddressBook:
         mixed = (mixed ^ (mixed >> 32) ^ name.words[3]) * <uint64_t>0xD6E8FEB86659FD93
         entry = &self._entries[(mixed >> 32) % ENTRIES]
         if entry.addr != NULL and _same(&entry.name, name):
+            entry.count += count
             return <tuple>entry.addr
         # What the garbage collector would run may come back here, or take another batch over this name.
         collecting = PyGC_Disable()
         try:
             addr = _make_addr(name)
+            if entry.count:
+                self._forget(entry)
         finally:
             if collecting:
                 PyGC_Enable()
+        # A source that was never noted is in no entry.
+        self._note(name)
         old = entry.addr
         entry.name = name[0]
+        entry.count = count
         Py_INCREF(addr)
         entry.addr = <PyObject *>addr
         Py_XDECREF(old)
         return addr
+
+    cdef int _forget(self, Entry *entry) except -1:
+        """Keep the count of a sender that is pushed out, unless it is one of very many that send a single datagram."""
+        cdef tuple addr = <tuple>entry.addr
+        cdef uint64_t known = self._former.get(addr, 0)
+        if known or len(self._former) < (SINGLES if entry.count == 1 else ENTRIES):
+            self._former[addr] = known + entry.count
+        else:
+            self._missed += entry.count
+        return 0
+
+    cdef void _note(self, const Name *name) noexcept:
+        """Add the source to the sketch."""
+        cdef const sockaddr_in *v4 = <const sockaddr_in *>name
+        cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>name
+        cdef uint64_t words[2]
+        cdef uint64_t value
+        cdef unsigned char rank
+        if v4.sin_family == AF_INET:
+            # ::ffff:a.b.c.d, read as two numbers of a little-endian machine.
+            words[0], words[1] = 0, <uint64_t>v4.sin_addr.s_addr << 32 | <uint64_t>0xFFFF0000
+        else:
+            memcpy(words, &v6.sin6_addr, sizeof(words))
+        value = _mix(_mix(words[0]) ^ words[1])
+        rank = 64 - INDEX_BITS + 1
+        if value >> INDEX_BITS:
+            rank = __builtin_clzll(value >> INDEX_BITS) - INDEX_BITS + 1
+        if self._registers[value % REGISTERS] < rank:
+            self._registers[value % REGISTERS] = rank
+
+    def take_counts(self):
+        """Datagrams by host since the last call, and those of unknown hosts."""
+        cdef Entry *entry
+        cdef uint64_t count, missed = self._missed
+        cdef dict former = self._former
+        cdef tuple addr
+        cdef int i
+        cdef dict counts = {}
+        self._former, self._missed = {}, 0
+        for i in range(ENTRIES):
+            entry = &self._entries[i]
+            if entry.count:
+                addr, count = <tuple>entry.addr, entry.count
+                entry.count = 0
+                counts[addr[0]] = counts.get(addr[0], 0) + count
+        for addr, count in former.items():
+            counts[addr[0]] = counts.get(addr[0], 0) + count
+        return counts, missed
+
+    @property
+    def sketch(self):
+        """The registers of the sketch."""
+        return PyBytes_FromStringAndSize(<char *>self._registers, REGISTERS)
 
 
 cdef class FastReceiver:
@@ -171,7 +241,22 @@ cdef class FastReceiver:
         if batch.left:
             batch._receiver = self
             self._last = batch
+            self._sizes[min(64 - __builtin_clzll(batch.left), 15)] += 1
         return batch
+
+    @property
+    def batch_sizes(self):
+        """See :meth:`aiolb.receive.contract.Receiver.batch_sizes`."""
+        return [self._sizes[i] for i in range(SIZES)]
+
+    @property
+    def sketch(self):
+        """See :meth:`aiolb.receive.contract.Receiver.sketch`."""
+        return self._book.sketch
+
+    def senders(self):
+        """See :meth:`aiolb.receive.contract.Receiver.senders`."""
+        return self._book.take_counts()
 
     cdef int _fill(self, int fd) except -2:
         """One system call; how many messages it took."""
@@ -285,7 +370,7 @@ cdef class Batch:
     cdef int _open_message(self) except -1:
         cdef FastReceiver receiver = self._receiver
         cdef unsigned int i = self._message, size = receiver._messages[i].msg_len
-        self.addr = receiver._book.find(&receiver._names[i])
+        self.addr = receiver._book.find(&receiver._names[i], receiver._counts[i])
         self.stamp = receiver._stamps[i]
         self._data = <const char *>receiver._vectors[i].iov_base
         self._segment = receiver._segments[i]
@@ -345,6 +430,13 @@ cdef Batch ready(object datagrams):
     batch._made = list(datagrams)
     batch.left = len(batch._made)
     return batch
+
+
+cdef inline uint64_t _mix(uint64_t value) noexcept:
+    """The finalizer of SplitMix64."""
+    value = (value ^ (value >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    value = (value ^ (value >> 27)) * <uint64_t>0x94D049BB133111EB
+    return value ^ (value >> 31)
 
 
 cdef inline bint _same(const Name *a, const Name *b) noexcept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
+    import builtins
     import socket
     from collections.abc import Callable, Sequence
 
@@ -31,6 +32,8 @@ BATCH = 64
 """Messages that a receiver takes at most in one call, unless told otherwise."""
 DATAGRAMS = 1024
 """Datagrams from which on a receiver adds no message to what one call hands out, unless told otherwise."""
+SIZES = 16
+"""Buckets of a receiver's batch sizes."""
 BUFFER_SIZE = 65536
 """Bytes of a message's buffer: no UDP payload and no train is longer (RFC 768: the length has 16 bits)."""
 
@@ -64,6 +67,24 @@ class Receiver(Protocol):
     @property
     def trains(self) -> int:
         """Messages among them that held several datagrams."""
+        ...
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """SIZES counters of calls that handed something out: the i-th counts those with fewer than 2^i datagrams."""
+        ...
+
+    @property
+    def sketch(self) -> builtins.bytes:
+        """All sources so far but those that ``senders()`` left out, as :mod:`aiolb.sketch` says it."""
+        ...
+
+    def senders(self) -> tuple[dict[str, int], int]:
+        """Datagrams since the last call by the host that sent them, and those of whom that is not known any more.
+
+        In bounded memory: those of hosts that sent little among very many others are not known for long. A receiver
+        may leave out some of many that come at once.
+        """
         ...
 
     @property

@@ -6,7 +6,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, TimedDatagram
+from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, SIZES, TimedDatagram
+from aiolb.receive.senders import PlainSenders
 
 if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
@@ -46,6 +47,9 @@ class PlainReceiver:
         self.messages = 0
         self.trains = 0
         self.kept = 0
+        self.batch_sizes = [0] * SIZES
+        self._senders = PlainSenders()
+        self.senders = self._senders.take
         self._batch = batch
         self._limit = limit
         self._buffer = bytearray(size)
@@ -78,8 +82,16 @@ class PlainReceiver:
             if not batch:
                 raise
             self._error = error
-        self.datagrams += len(batch)
+        if batch:
+            self.datagrams += len(batch)
+            self.batch_sizes[min(len(batch).bit_length(), SIZES - 1)] += 1
+            self._senders.note(batch)
         return batch
+
+    @property
+    def sketch(self) -> bytes:
+        """All sources so far; see :meth:`aiolb.receive.contract.Receiver.sketch`."""
+        return self._senders.sketch
 
     def _take_datagrams(self, batch: list[Datagram]) -> None:
         # recvmsg_into would tell of MSG_TRUNC for 15 % more per datagram, and nothing exceeds this buffer.

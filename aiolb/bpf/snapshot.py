@@ -1,0 +1,277 @@
+"""A group and its members at one moment, from its maps and from what its members tell; two of them make rates."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, Any
+
+from aiolb import sketch
+from aiolb.address import IPAddress, canonical
+from aiolb.bpf.abi import U64, Member, Report
+from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
+
+if TYPE_CHECKING:
+    from aiolb.bpf.discovery import GroupName
+    from aiolb.bpf.state import GroupState
+
+SILENT_AFTER = 3.0
+"""Seconds without a report from which a collector counts as silent; it writes four a second."""
+
+_TOLD = (
+    "received",
+    "received_bytes",
+    "messages",
+    "truncated",
+    "handled",
+    "errors",
+    "in_flight",
+    "waiting",
+    "abandoned",
+    "sent",
+    "sent_bytes",
+    "send_errors",
+    "queued_bytes",
+    "queue_limit",
+    "kernel_drops",
+)
+
+
+class State(StrEnum):
+    """What a member is.
+
+    SILENT: its socket is there, but its collector has told nothing for SILENT_AFTER seconds. It is stuck, or it was
+    killed and its supervisor has not started another yet.
+    """
+
+    ALIVE = "alive"
+    SILENT = "silent"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSnapshot:
+    """One member: what the kernel counted for its place, and what its collector told of its socket.
+
+    ``kernel`` counts packets since the group was made, whoever held the place; ``told`` counts datagrams since the
+    socket joined. ``told`` is None where no collector has told anything, as of sockets that a program joined with
+    by itself. Of a dead member it is what the last one told at its end.
+    """
+
+    kernel: MemberStatistics
+    told: Report | None
+    state: State
+    owner: int
+    """The user that joined."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the group."""
+        return self.kernel.index
+
+    @property
+    def pid(self) -> int:
+        """The process that reads from its socket, as that process sees itself; else the one that joined."""
+        return self.told.pid if self.told else self.kernel.pid
+
+    @property
+    def uid(self) -> int:
+        """The user of that process."""
+        return self.told.uid if self.told else self.owner
+
+    @property
+    def sources(self) -> int | None:
+        """Different sources that it has seen: exactly up to 256, about beyond (see :mod:`aiolb.sketch`).
+
+        None where it has not looked: a member that handles connections does not.
+        """
+        if self.told is None or (self.told.received and not self.told.messages):
+            return None
+        return self.told.sources or sketch.estimate(self.sketch)
+
+    @property
+    def sketch(self) -> bytes:
+        """The sketch of its sources; ``sketch.union`` of several members' counts each source once."""
+        return _words(self.told.sketch) if self.told else bytes(sketch.REGISTERS)
+
+    @property
+    def top(self) -> list[tuple[IPAddress, int]]:
+        """The sources that sent most, and their datagrams, at most ``told.top_error`` too low."""
+        if self.told is None:
+            return []
+        entries = struct.iter_unpack("=16sQ", _words(self.told.top))
+        return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
+
+    def handler_ns(self, percent: float) -> int | None:
+        """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
+        return quantile(self.told.handler_times, percent) if self.told else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the same names as in the report file of a collector, None for what nobody told."""
+        kernel, told = self.kernel, self.told
+        return {
+            "index": kernel.index,
+            "state": self.state.value,
+            "cookie": kernel.cookie,
+            "pid": self.pid,
+            "uid": self.uid,
+            "joined_ns": kernel.joined_ns,
+            "started_ns": told.started_ns if told else None,
+            "told_ns": told.written_ns if told else None,
+            "slots": kernel.slots,
+            "weight": kernel.weight,
+            "drained": kernel.drained,
+            "packets": kernel.packets,
+            "bytes": kernel.bytes,
+            "failovers": kernel.failovers,
+            **{name: getattr(told, name) if told else None for name in _TOLD},
+            "sources": self.sources,
+            "handler_p50_ns": self.handler_ns(50),
+            "handler_p99_ns": self.handler_ns(99),
+            "top_sources": [{"source": str(source), "received": count} for source, count in self.top],
+            "top_error": told.top_error if told else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshot:
+    """A group: its settings, its counters, its members by index. ``taken`` is in seconds of the monotonic clock."""
+
+    name: GroupName
+    kernel: GroupStatistics
+    created_ns: int
+    generation: int
+    members: tuple[MemberSnapshot, ...]
+    taken: float
+
+    balancer = "ebpf"
+
+    @property
+    def stale(self) -> bool:
+        """Whether nobody is alive in it: only its pins are left."""
+        return not any(member.kernel.alive for member in self.members)
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """The indexes of its dead members."""
+        return tuple(member.index for member in self.members if member.state is State.DEAD)
+
+    @property
+    def sources(self) -> int:
+        """Different sources that its members have seen together, about; each counts once."""
+        return sketch.estimate(sketch.union(*(member.sketch for member in self.members)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        kernel = self.kernel
+        return {
+            "group": str(self.name),
+            "protocol": self.name.protocol,
+            "address": str(self.name.address),
+            "balancer": self.balancer,
+            "key": kernel.key,
+            "count": kernel.count,
+            "seed": str(kernel.seed),  # many a reader of JSON would lose half of its 128 bits
+            "strict": kernel.strict,
+            "created_ns": self.created_ns,
+            "generation": self.generation,
+            "stale": self.stale,
+            "sources": self.sources,
+            **{name: getattr(kernel, name) for name in COUNTERS},
+            "members": [member.as_dict() for member in self.members],
+        }
+
+
+COUNTERS = ("failovers", "unsteered", "dropped", "denied", "unlisted", "limited", "migrated", "events_lost")
+"""The counters of a group, by their names in :class:`aiolb.bpf.statistics.GroupStatistics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRates:
+    """What one member did between two snapshots, per second; ``share`` of the group's datagrams, 0 … 1."""
+
+    datagrams: float
+    bytes: float
+    packets: float
+    failovers: float
+    kernel_drops: float
+    errors: float
+    share: float
+
+
+def take(name: GroupName, group: GroupState) -> GroupSnapshot:
+    """Look at a group once; needs no lock and asks no member."""
+    statistics, config, reports = group.statistics(), group.config, group.reports
+    now = time.time_ns()
+    members = tuple(
+        _member(member, reports.read(member.index), group.holder(member.index), now) for member in statistics.members
+    )
+    return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic())
+
+
+def _member(kernel: MemberStatistics, report: Report | None, holder: Member, now_ns: int) -> MemberSnapshot:
+    cookie = kernel.cookie or holder.cookie
+    told = report if report is not None and report.cookie == cookie else None
+    if not kernel.alive:
+        state = State.DEAD
+    elif told is not None and now_ns - told.written_ns > SILENT_AFTER * 1e9:
+        state = State.SILENT
+    else:
+        state = State.ALIVE
+    return MemberSnapshot(kernel, told, state, holder.uid)
+
+
+def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:
+    """The rates of each member of ``after``, from two snapshots of one group.
+
+    What members told is divided by the time between their reports, what the kernel counted by that between the
+    snapshots. A member that was not in ``before``, or whose socket is another one, began at 0.
+    """
+    former = {member.index: member for member in before.members}
+    seconds = max(after.taken - before.taken, 1e-9)
+    found = [_rates(former.get(member.index), member, seconds) for member in after.members]
+    total = sum(one.datagrams for one in found)
+    return [replace(one, share=one.datagrams / total) if total else one for one in found]
+
+
+def _rates(former: MemberSnapshot | None, after: MemberSnapshot, seconds: float) -> MemberRates:
+    kernel, told = after.kernel, after.told
+    first = former.kernel if former else None
+    # Datagrams, bytes, drops, errors: of the same socket, or from nothing.
+    mine = former.told if former and former.told and told and former.told.cookie == told.cookie else None
+    between = (told.written_ns - mine.written_ns) / 1e9 if told and mine else seconds
+
+    def told_rate(name: str) -> float:
+        if told is None or between <= 0:
+            return 0.0
+        before: int = getattr(mine, name) if mine else 0
+        now: int = getattr(told, name)
+        return max(now - before, 0) / between
+
+    return MemberRates(
+        datagrams=told_rate("received"),
+        bytes=told_rate("received_bytes"),
+        packets=(kernel.packets - (first.packets if first else 0)) / seconds,
+        failovers=(kernel.failovers - (first.failovers if first else 0)) / seconds,
+        kernel_drops=told_rate("kernel_drops"),
+        errors=told_rate("errors"),
+        share=0.0,
+    )
+
+
+def quantile(buckets: Sequence[int], percent: float) -> int | None:
+    """What so many percent of the values stayed below, where bucket i counts values below 2^i; None without any."""
+    total, seen = sum(buckets), 0
+    for power, count in enumerate(buckets):
+        seen += count
+        if count and seen * 100 >= total * percent:
+            return 1 << power
+    return None
+
+
+def _words(values: Sequence[int]) -> bytes:
+    return b"".join(map(U64.pack, values))

@@ -1,0 +1,210 @@
+"""``aiolb status``: every group of this network namespace and its members, as they are now."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.cli import units
+from aiolb.cli.groups import GroupType, bpffs_option
+from aiolb.errors import ConfigurationError, GroupNotFoundError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot
+    from aiolb.cli.table import Column
+
+_STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A group now, and its members' rates since a moment ago; None where only one look was taken."""
+
+    group: GroupSnapshot
+    rates: list[MemberRates] | None
+
+
+@click.command()
+@click.argument("group", type=GroupType(), required=False, metavar="[[tcp:]HOST:PORT]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="Time between the two looks that rates come from; 0 looks once, and tells totals only.",
+)
+@click.option("--member", type=click.IntRange(0), metavar="INDEX", help="Tell of this member only.")
+@click.option("--wide", is_flag=True, help="Print all columns, however wide the terminal is.")
+@bpffs_option
+@click.pass_context
+def status(
+    ctx: click.Context,
+    *,
+    group: GroupName | None,
+    as_json: bool,
+    interval: float,
+    member: int | None,
+    wide: bool,
+    bpffs: Path,
+) -> None:
+    """Tell of a group and of each of its members, or of all groups of this network namespace.
+
+    It reads what the kernel counts and what the members tell in shared memory: nobody is asked, and no supervisor
+    is needed. Datagrams, bytes, errors and sources count from when the member's socket joined; failovers from when
+    the group was made.
+
+    Exits 1 if a member is dead or silent, so that it can be a healthcheck; with --member, if that one is.
+    """
+    readings = _readings(group, interval, member, bpffs)
+    shown = [[one for one in reading.group.members if member in (None, one.index)] for reading in readings]
+    if as_json:
+        click.echo(json.dumps({"groups": [_as_json(reading, of) for reading, of in zip(readings, shown, strict=True)]}))
+    else:
+        _show(readings, shown, wide=wide)
+    if any(one.state != "alive" for members in shown for one in members):
+        ctx.exit(1)
+
+
+def _readings(group: GroupName | None, interval: float, member: int | None, bpffs: Path) -> list[Reading]:
+    """Look at the groups, twice unless the interval is 0. Raises GroupNotFoundError, ConfigurationError."""
+    from aiolb.bpf import snapshot
+    from aiolb.bpf.group import Group
+
+    # For a single member one group is meant; else where there is none the error says so.
+    names = group_names(bpffs) if group is None and member is None else []
+    names = names or [the_group(group, bpffs)]
+    with ExitStack() as stack:
+        opened = []
+        for name in names:
+            try:
+                opened.append((name, Group.open(name.address, protocol=name.protocol, bpffs=bpffs)))
+            except GroupNotFoundError:
+                if group is not None or len(names) == 1:
+                    raise
+                continue  # deleted since it was listed
+            stack.callback(opened[-1][1].close)
+        before = [snapshot.take(name, found) for name, found in opened]
+        if interval:
+            time.sleep(interval)
+        after = [snapshot.take(name, found) for name, found in opened] if interval else before
+    for one in after:
+        if member is not None and member >= len(one.members):
+            raise ConfigurationError(f"the group at {one.name} has {len(one.members)} members: no index {member}")
+    rates = [snapshot.rates(*both) if interval else None for both in zip(before, after, strict=True)]
+    return [Reading(*both) for both in zip(after, rates, strict=True)]
+
+
+def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    rates = reading.rates
+    told = [{**one.as_dict(), "rates": asdict(rates[one.index]) if rates is not None else None} for one in members]
+    return {**reading.group.as_dict(), "members": told}
+
+
+def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: bool) -> None:
+    from rich.console import Console
+
+    from aiolb.cli.table import fitting, lines
+
+    console = Console(highlight=False, soft_wrap=True)
+    # Nobody counts the columns of a pipe.
+    width = console.width if console.is_terminal and not wide else None
+    for number, (reading, members) in enumerate(zip(readings, shown, strict=True)):
+        if number:
+            console.print()
+        _show_group(console, reading.group)
+        what = "CONNECTIONS" if reading.group.name.protocol == "tcp" else "DATAGRAMS"
+        columns = fitting(_columns(members, reading.rates, what), width)
+        for line in lines(columns, [_STYLES[one.state] for one in members]):
+            console.print(line)
+        _show_hints(console, reading.group, members)
+
+
+def _show_group(console: Console, group: GroupSnapshot) -> None:
+    kernel = group.kernel
+    alive = sum(one.kernel.alive for one in group.members)
+    what = "stale: nobody is alive" if group.stale else f"{alive} of {kernel.count} members alive"
+    console.print(f"{group.name.protocol} {group.name.address}", style="bold", end="")
+    console.print(f"  {what}", style="bold red" if alive < kernel.count else "green")
+    strict = ", strict" if kernel.strict else ""
+    since = units.moment(group.created_ns, datetime.now(UTC))
+    console.print(f"balancer {group.balancer}, key {kernel.key}{strict}, since {since}, seed {kernel.seed}")
+    looked = any(one.sources is not None for one in group.members)
+    sources = f"sources about {units.count(group.sources)}, " if looked else ""
+    console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
+    guard = {"denied": kernel.denied, "not listed": kernel.unlisted, "over the limit": kernel.limited}
+    if any(guard.values()):
+        console.print(", ".join(f"{name} {number}" for name, number in guard.items()))
+
+
+def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, what: str) -> list[Column]:
+    from aiolb.cli.table import Column
+
+    now = datetime.now(UTC)
+
+    def told(name: str) -> list[Any]:
+        return [getattr(one.told, name) if one.told else None for one in members]
+
+    def rate(name: str) -> list[float | None]:
+        return [getattr(rates[one.index], name) if rates is not None and one.told else None for one in members]
+
+    weights = [f"{one.kernel.weight}{' drained' if one.kernel.drained else ''}" for one in members]
+    quiet = not any(rate("datagrams"))
+    columns = [
+        Column("MEMBER", [str(one.index) for one in members], 0),
+        Column("STATE", [one.state.value for one in members], 0, left=True),
+        Column("PID", [str(one.pid or "-") for one in members], 6),
+        Column("USER", [units.user(one.uid) if one.pid else "-" for one in members], 12, left=True),
+        Column("SINCE", [units.moment(one.kernel.joined_ns, now) for one in members], 13, left=True),
+        Column("SLOTS", [str(one.kernel.slots) for one in members], 8),
+        Column("WEIGHT", weights, 3 if len(set(weights)) > 1 else 17),
+        Column("SOURCES", [units.count(one.sources) for one in members], 9),
+        Column("RATE/S", list(map(units.count, rate("datagrams"))), 2),
+        Column("SHARE", [units.percent(None if quiet else share) for share in rate("share")], 4),
+        Column(what, ["-" if number is None else str(number) for number in told("received")], 1),
+        Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
+        Column("QUEUE", list(map(_queue, members)), 5),
+        Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
+        Column("FAILOVERS", [units.count(one.kernel.failovers) for one in members], 14),
+        Column("ERRORS", list(map(units.count, told("errors"))), 3),
+        Column("P50", [_below(one.handler_ns(50)) for one in members], 11),
+        Column("P99", [_below(one.handler_ns(99)) for one in members], 7),
+    ]
+    return [column for column in columns if rates is not None or column.title not in ("RATE/S", "SHARE")]
+
+
+def _queue(member: MemberSnapshot) -> str:
+    told = member.told
+    if told is None or not told.queue_limit:
+        return "-"
+    return f"{100 * told.queued_bytes / told.queue_limit:.0f}%"
+
+
+def _below(nanoseconds: int | None) -> str:
+    return "-" if nanoseconds is None else f"<{units.time(nanoseconds)}"
+
+
+def _show_hints(console: Console, group: GroupSnapshot, members: list[MemberSnapshot]) -> None:
+    from aiolb import remarks
+
+    if group.stale:
+        console.print("hint: nobody is left: aiolb group delete --stale")
+    elif dead := [str(one.index) for one in members if one.state == "dead"]:
+        console.print(f"hint: start a collector for index {', '.join(dead)}; others serve its sources meanwhile")
+    if silent := [str(one.index) for one in members if one.state == "silent"]:
+        console.print(f"hint: the collector of index {', '.join(silent)} is stuck or was killed: see its log")
+    if limits := [one.told.queue_limit for one in members if one.told and one.told.kernel_drops]:
+        console.print(f"hint: the kernel dropped packets: {remarks.against_drops(max(limits))}")

@@ -1,0 +1,142 @@
+"""What one socket of a member tells its group of itself, several times a second and at its end."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from dataclasses import replace
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any
+
+from aiolb import sketch
+from aiolb.address import canonical
+from aiolb.bpf.abi import SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from aiolb.bpf.shared_reports import SharedReports
+    from aiolb.handler_times import HandlerTimes
+    from aiolb.receive.contract import Receiver
+
+LOOKS = 4
+"""Reports between two looks at who sent what: with thousands of senders one takes a millisecond or two."""
+
+_ADDED = (
+    "received",
+    "received_bytes",
+    "messages",
+    "truncated",
+    "handled",
+    "errors",
+    "abandoned",
+    "sent",
+    "sent_bytes",
+    "send_errors",
+)
+_SKETCH = struct.Struct(f"={SKETCH_WORDS}Q")
+_TOP = struct.Struct(f"={TOP_WORDS}Q")
+_SOURCE = struct.Struct("=16sQ")
+
+
+class Reporter:
+    """Writes the reports about one socket, each with all that was counted since the socket joined.
+
+    What another process has told of the same socket, as the worker before this one, is added to; what that one counts
+    from now on is not. ``counts`` gives the counters by their names in :class:`aiolb.bpf.abi.Report`. ``reports`` is
+    None where there is no group to tell: then only ``latest`` has the report.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        cookie: int,
+        reports: SharedReports | None,
+        counts: Callable[[], Mapping[str, int]],
+        *,
+        receiver: Receiver | None = None,
+        times: HandlerTimes | None = None,
+    ) -> None:
+        self._index = index
+        self._reports = reports
+        self._counts = counts
+        self._receiver = receiver
+        self._times = times
+        self._calls = 0
+        former = reports.read(index) if reports is not None else None
+        if former is None or former.cookie != cookie:
+            former = replace(Report.unpack(bytes(Report.STRUCT.size)), cookie=cookie)
+        self._former = former
+        self._top = _top_of(former)
+        now = time.time_ns()
+        self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
+        """The last report."""
+        self._time_handlers()
+        self.claim()
+
+    def claim(self) -> None:
+        """Make the member's entry ours, as who has just joined or come back."""
+        if self._reports is not None:
+            self._reports.write(self._index, self.latest)
+
+    def write(self, *, last: bool = False) -> None:
+        """Tell what was counted so far, unless somebody else has claimed the entry, and time the next handlers."""
+        if last or self._calls % LOOKS == 0:
+            self._look_at_sources()
+        self._calls += 1
+        changes: dict[str, Any] = {
+            name: count + (getattr(self._former, name) if name in _ADDED else 0)
+            for name, count in self._counts().items()
+        }
+        # The user may have changed since the start.
+        changes |= {"written_ns": time.time_ns(), "uid": os.geteuid(), **self._histograms()}
+        self.latest = replace(self.latest, **changes)
+        self._time_handlers()
+        if self._reports is not None and self._reports.is_of(self._index, self.latest):
+            self._reports.write(self._index, self.latest)
+
+    def _time_handlers(self) -> None:
+        if self._times is not None:
+            self._times.sample()
+
+    def _histograms(self) -> dict[str, Any]:
+        former, found = self._former, dict[str, Any]()
+        if self._times is not None:
+            found["handler_ns"] = former.handler_ns + self._times.total_ns
+            found["handler_times"] = _sums(former.handler_times, self._times.buckets)
+        if self._receiver is not None:
+            found["batch_sizes"] = _sums(former.batch_sizes, self._receiver.batch_sizes)
+        return found
+
+    def _look_at_sources(self) -> None:
+        if self._receiver is None:
+            return
+        self._top.add(*self._receiver.senders())
+        self.latest = replace(
+            self.latest,
+            sources=self._top.sources,
+            top_error=self._top.error,
+            top=_words_of(self._top.most(TOP_SOURCES)),
+            sketch=_SKETCH.unpack(sketch.union(_SKETCH.pack(*self._former.sketch), self._receiver.sketch)),
+        )
+
+
+def _sums(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _top_of(report: Report) -> sketch.TopSources:
+    """Go on from the sources that a report names; the others may have sent as much as the last of them."""
+    counts = {
+        str(canonical(IPv6Address(source))): count
+        for source, count in _SOURCE.iter_unpack(_TOP.pack(*report.top))
+        if count
+    }
+    error = min(counts.values()) if report.sources != len(counts) else 0
+    return sketch.TopSources(counts, report.top_error + error)
+
+
+def _words_of(top: Sequence[tuple[str, int]]) -> tuple[int, ...]:
+    entries = b"".join(_SOURCE.pack(sketch.packed(ip_address(host)), count) for host, count in top)
+    return _TOP.unpack(entries.ljust(_TOP.size, b"\0"))

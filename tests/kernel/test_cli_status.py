@@ -1,0 +1,200 @@
+"""`aiolb status` and `aiolb route`: what they say of real groups, and with which exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+import streams
+from serving import DEADLINE, Member
+from supervision import Supervisor, until
+
+from aiolb import sockets
+
+AIOLB = [sys.executable, "-m", "aiolb"]
+
+
+@pytest.fixture
+def aiolb(bpffs):
+    """Run a command: ``aiolb("status", ...)``; its exit status, its lines, and what it said on standard error."""
+
+    def run(*arguments, prefix=()):
+        command = [*prefix, *AIOLB, *map(str, arguments), "--bpffs", str(bpffs)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        return done.returncode, done.stdout.splitlines(), done.stderr
+
+    return run
+
+
+@pytest.fixture
+def look(aiolb):
+    """The groups that `aiolb status --json` tells of, looked at once."""
+
+    def run(*arguments):
+        _, lines, error = aiolb("status", "--json", "--interval", "0", *arguments)
+        assert error == ""
+        return json.loads(lines[0])["groups"]
+
+    return run
+
+
+def flood(address, number, sources):
+    """Send datagrams with `aiolb flood`; its own summary."""
+    command = [*AIOLB, "flood", str(address), "--count", number, "--sources", sources, "--rate", 20_000, "--json"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=DEADLINE, check=True)
+    return json.loads(done.stdout)
+
+
+async def test_status_agrees_with_publisher_and_collectors(bpffs, address, tmp_path, look):
+    """At rest it is what the publisher sent, what the collectors say they handled, and what the kernel counted."""
+    options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--count", "3"]
+    async with (
+        Member(*options, "--index", "0", report=tmp_path / "0") as zero,
+        Member(*options, "--index", "1", report=tmp_path / "1") as one,
+        Member(*options, "--index", "2", report=tmp_path / "2") as two,
+    ):
+        members = [zero, one, two]
+        for member in members:
+            await member.ready()
+        sent = await asyncio.to_thread(flood, address, 3000, 100)
+        found = {}
+
+        def at_rest():
+            (found["group"],) = look()
+            told = [member["sources"] for member in found["group"]["members"]]
+            handled = sum(member["handled"] for member in found["group"]["members"])
+            return (handled, sum(told)) == (sent["sent_datagrams"], 100)
+
+        await until(at_rest, f"status tells of {sent}: {found}")
+        ends = [await member.stop() for member in members]
+    group = found["group"]
+    assert (group["address"], group["balancer"], group["key"], group["count"]) == (str(address), "ebpf", "source", 3)
+    assert group["stale"] is False
+    for member, end in zip(group["members"], ends, strict=True):
+        assert (member["state"], member["pid"], member["slots"] in (5461, 5462)) == ("alive", end["pid"], True)
+        for name in ("received", "received_bytes", "handled", "errors", "kernel_drops", "messages"):
+            assert member[name] == end[name], name
+        assert member["packets"] == end["messages"]
+        assert member["bytes"] == end["received_bytes"]
+    (after,) = look(str(address))
+    assert after["stale"] is True
+    assert [member["received"] for member in after["members"]] == [end["received"] for end in ends]
+
+
+async def test_connections(bpffs, tmp_path, aiolb, look):
+    """Of a TCP group it tells of connections: accepted, open, closed."""
+    app = streams.write_app(tmp_path / "app.py")
+    async with AsyncExitStack() as stack:
+        address = stack.enter_context(sockets.reserved_port(streams.LOCAL, "tcp"))
+        options = [app, "--protocol", "tcp", "--bind", str(address), "--bpffs", str(bpffs)]
+        member = await stack.enter_async_context(Member(*options, report=tmp_path / "report"))
+        await member.ready()
+        await streams.ask(*await stack.enter_async_context(streams.connected(address)))
+        await streams.who(address, "127.0.0.3")
+
+        def told():
+            (group,) = look(f"tcp:{address}")
+            return [group["members"][0][name] for name in ("received", "handled", "in_flight", "sources")]
+
+        await until(lambda: told() == [2, 1, 1, None], "two accepted, one of them closed")
+        status, lines, _ = aiolb("status", f"tcp:{address}", "--interval", "0")
+        assert (status, lines[0]) == (0, f"tcp {address}  1 of 1 members alive")
+        assert "CONNECTIONS" in lines[3].split()
+
+
+def test_dead_members(cluster, aiolb, look):
+    """A dead member is told of, and what to do; the exit status is 1, for a living member alone it is 0."""
+    group = cluster(3, members=[0, 2])
+    status, lines, error = aiolb("status", "--interval", "0")
+    assert (status, error) == (1, "")
+    assert lines[0] == f"udp {group.address}  2 of 3 members alive"
+    rows = [line.split() for line in lines if line.split()[0] in "012"]
+    assert [(row[0], row[1]) for row in rows] == [("0", "alive"), ("1", "dead"), ("2", "alive")]
+    assert lines[-1] == "hint: start a collector for index 1; others serve its sources meanwhile"
+    assert [aiolb("status", "--member", index, "--interval", "0")[0] for index in range(3)] == [0, 1, 0]
+    assert [member["index"] for member in look("--member", "2")[0]["members"]] == [2]
+    status, _, error = aiolb("status", "--member", "3", "--interval", "0")
+    assert (status, error) == (2, f"aiolb: error: the group at {group.address} has 3 members: no index 3\n")
+
+
+def test_a_stale_group(cluster, aiolb, look):
+    """A group in which nobody is left is told of, and how to remove it."""
+    group = cluster(1)
+    assert aiolb("status", "--interval", "0")[0] == 0
+    group.kill(0)
+    status, lines, _ = aiolb("status", "--interval", "0")
+    assert (status, lines[0]) == (1, f"udp {group.address}  stale: nobody is alive")
+    assert lines[-1] == "hint: nobody is left: aiolb group delete --stale"
+    assert look()[0]["stale"] is True
+
+
+def test_all_groups(cluster, look):
+    """Without an address it tells of every group of the network namespace, in order."""
+    groups = [cluster(1), cluster(2)]
+    assert Counter(group["group"] for group in look()) == Counter(str(group.address) for group in groups)
+    assert [group["count"] for group in look(str(groups[1].address))] == [2]
+
+
+def test_no_group(aiolb, address):
+    """Where there is none it says so, and fails: nothing is healthy there."""
+    for arguments in ((), (str(address),), ("--json",), ("--member", "0")):
+        status, lines, error = aiolb("status", *arguments)
+        assert (status, lines) == (3, [])
+        assert error.splitlines()[1].startswith("  hint: start a collector")
+
+
+async def test_a_collector_that_is_stuck_is_silent(bpffs, address, aiolb):
+    """A supervised worker that is stopped is silent, while its socket lives; when it goes on it is alive again."""
+    options = ["--bind", str(address), "--bpffs", str(bpffs), "--workers", "1", "--worker-timeout", "3600"]
+    async with Supervisor("discard", *options) as supervisor:
+        await supervisor.event("supervising")
+        worker = supervisor.worker(0)
+
+        def state():
+            return aiolb("status", "--interval", "0")
+
+        await until(lambda: state()[0] == 0, "it is alive")
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            await until(lambda: state()[0] == 1, "it is silent")
+            lines = state()[1]
+            assert "silent" in lines[4]
+            assert lines[-1] == "hint: the collector of index 0 is stuck or was killed: see its log"
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        await until(lambda: state()[0] == 0, "it is alive again")
+
+
+def test_routes_are_the_kernels(cluster, aiolb):
+    """Where it says that a source goes is where the kernel sends it, failover included."""
+    group = cluster(5)
+    group.kill(1, 3)
+    sources = [IPv4Address("127.0.3.1") + i for i in range(100)]
+    status, lines, error = aiolb("route", *sources, "--group", group.address, "--json")
+    assert (status, error) == (0, "")
+    routes = {ip_address(one["source"]): one for one in json.loads(lines[0])["routes"]}
+    assert {source: one["member"] for source, one in routes.items()} == group.route(sources)
+    assert {one["owner"] for one in routes.values()} == set(range(5))
+    for one in routes.values():
+        assert one["owner"] == group.group.slots[one["slot"]]
+        assert one["owner_alive"] == (one["owner"] not in (1, 3)) == (one["member"] == one["owner"])
+
+
+def test_a_table_of_routes(cluster, aiolb):
+    """For people: a line for each source; who gets it now while its owner is dead."""
+    group = cluster(2, members=[0])
+    status, lines, _ = aiolb("route", *[f"127.0.0.{i}" for i in range(1, 20)], "::ffff:127.0.0.20", "[fd00::1]:5")
+    assert (status, lines[0].split()) == (0, ["SOURCE", "SLOT", "OWNER", "STATE", "NOW", "AT"])
+    rows = [line.split() for line in lines[1:]]
+    assert [rows[-2][0], rows[-1][0]] == ["127.0.0.20", "[fd00::1]:5"]
+    assert {(owner, state, now) for _, _, owner, state, now in rows} == {("0", "alive", "0"), ("1", "dead", "0")}
+    group.kill(0)
+    assert {line.split()[-1] for line in aiolb("route", "127.0.0.1")[1][1:]} == {"nobody"}

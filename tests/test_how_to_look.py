@@ -1,0 +1,46 @@
+"""docs/how-to/look.md is true: its commands are run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+from documents import DEADLINE, commands, opened
+
+DOCUMENT = "docs/how-to/look.md"
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
+
+
+@pytest.fixture
+def namespaces(needs, missing, tmp_path):
+    """Namespaces for the commands of the document."""
+    if os.geteuid() != 0:
+        missing("network and mount namespaces need root")
+    with opened(tmp_path, needs("ip", "iproute2")) as namespaces:
+        yield namespaces
+
+
+def test_commands(namespaces):
+    """Every command works, in this order, and tells of the group that the first one makes and the second one floods."""
+    serve, flood, *others = commands(DOCUMENT)
+    statuses = [command for command in others if "status" in command]
+    with namespaces.server(serve) as server:
+        server.wait_for(b"supervising")
+        namespaces.run(flood)
+        deadline = time.monotonic() + DEADLINE
+        handled = 0
+        while handled != 30_000:
+            assert time.monotonic() < deadline, f"{handled} handled"
+            told = json.loads(namespaces.run(next(command for command in statuses if "--json" in command)))
+            (group,) = told["groups"]
+            handled = sum(member["handled"] or 0 for member in group["members"])
+        assert [member["state"] for member in group["members"]] == ["alive"] * 3
+        for command in statuses:
+            assert "127.0.0.1:9000" in namespaces.run(command)
+        for command in others:
+            if command not in statuses:
+                assert namespaces.run(command).startswith(('{"routes"', "SOURCE"))
+        server.stop()
