@@ -17,15 +17,16 @@ KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
 # Tests start a thousand processes: each is spared 50 ms when bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test lint bench chaos bytecode
+.PHONY: help run test lint bench chaos bytecode docker-test
 
 help:
-	@echo "make run       the demo: members, a flood, and a table of who got what"
-	@echo "make test      all tests"
-	@echo "make lint      ruff and mypy"
-	@echo "make bench     the benchmarks, and docs/performance.md with its plots from what they find"
-	@echo "make chaos     restarts, deaths and stalls under load: what becomes of every datagram; as root, 25 minutes"
-	@echo "make bytecode  compile aiolb/bpf/balancer.c to balancer.bin with bcc"
+	@echo "make run          the demo: members, a flood, and a table of who got what"
+	@echo "make test         all tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        the benchmarks, and docs/performance.md with its plots from what they find"
+	@echo "make chaos        restarts, deaths and stalls under load: what becomes of every datagram; as root, 25 minutes"
+	@echo "make docker-test  the images and the compose file in a Docker engine of their own; as root, 5 to 10 minutes"
+	@echo "make bytecode     compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 
 run: $(FOR_RUN)
 	@$(VENV_PYTHON) -m aiolb demo $(ARGS)
@@ -50,6 +51,10 @@ bench: $(FOR_BENCH)
 
 chaos: $(FOR_TEST)
 	@$(VENV_PYTHON) -m chaos $(ARGS)
+
+docker-test: $(FOR_TEST)
+	@tools/debian-packages iproute2 mmdebstrap
+	@$(VENV_PYTHON) -m pytest docker/tests $(ARGS)
 
 bytecode: $(FOR_RUN)
 	@tools/debian-packages python3-bpfcc || true

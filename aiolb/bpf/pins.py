@@ -223,7 +223,7 @@ class Pins:
             raise kind(
                 f"no BPF file system is mounted at {self.bpffs}, and mounting it failed: {error.strerror}",
                 errno=error.errno,
-                hint=f"as root: mount -t bpf bpf {self.bpffs}",
+                hint=f"as root: mount -t bpf bpf {self.bpffs}; docker run -v {self.bpffs}:{self.bpffs}",
             ) from error
 
     def _mount(self, deadline: float) -> None:

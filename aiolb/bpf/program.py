@@ -97,7 +97,7 @@ def privilege_error(error: OSError) -> KernelError | None:
         return PrivilegeError(
             f"the kernel does not let this user load BPF programs ({error.filename}: {error.strerror})",
             errno=error.errno,
-            hint="run as root or with CAP_BPF; --balancer classic needs no privilege",
+            hint="run as root or with CAP_BPF (docker run --cap-add BPF); --balancer classic needs no privilege",
         )
     if error.errno == errno.ENOSYS:
         return UnsupportedError("this kernel has no bpf(2)", errno=error.errno, hint="--balancer classic runs without")

@@ -163,7 +163,8 @@ def test_bpf_errno(python, powerless):
 def test_without_privilege(python, powerless, bpffs):
     """Without capabilities it is unknown whether the kernel has what the balancer needs."""
     balancer, _ = python(PROBE, bpffs, prefix=powerless)
-    assert balancer == ["unknown", "run as root or with CAP_BPF; --balancer classic needs no privilege"]
+    hint = "run as root or with CAP_BPF (docker run --cap-add BPF); --balancer classic needs no privilege"
+    assert balancer == ["unknown", hint]
 
 
 def test_packets_in_flight(monkeypatch):

@@ -166,7 +166,7 @@ def test_without_privilege(aiolb, powerless):
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr.splitlines() == [
         "aiolb: error: the kernel does not let this user load BPF programs (BPF_MAP_CREATE: Operation not permitted)",
-        "  hint: run as root or with CAP_BPF; --balancer classic needs no privilege",
+        "  hint: run as root or with CAP_BPF (docker run --cap-add BPF); --balancer classic needs no privilege",
     ]
 
 
@@ -177,7 +177,7 @@ def test_without_bpffs(aiolb, powerless, tmp_path):
     assert failed.returncode == 3
     assert failed.stderr.splitlines() == [
         f"aiolb: error: no BPF file system is mounted at {tmp_path}, and mounting it failed: Operation not permitted",
-        f"  hint: as root: mount -t bpf bpf {tmp_path}",
+        f"  hint: as root: mount -t bpf bpf {tmp_path}; docker run -v {tmp_path}:{tmp_path}",
     ]
 
 

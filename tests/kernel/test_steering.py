@@ -279,7 +279,7 @@ def test_without_bpffs_and_privilege(python, powerless, tmp_path):
     refused = {
         "error": "PrivilegeError",
         "message": f"no BPF file system is mounted at {tmp_path}, and mounting it failed: Operation not permitted",
-        "hint": f"as root: mount -t bpf bpf {tmp_path}",
+        "hint": f"as root: mount -t bpf bpf {tmp_path}; docker run -v {tmp_path}:{tmp_path}",
     }
     assert python(JOIN, "ebpf", tmp_path, 0, 0, prefix=powerless) == refused
     classic_instead = {"balancer": "classic", "mounted": False} | refused
@@ -291,7 +291,8 @@ def test_without_privilege(python, powerless, bpffs):
     answer = python(JOIN, "ebpf", bpffs, 0, 0, prefix=powerless)
     assert answer["error"] == "PrivilegeError"
     assert answer["message"].startswith("the kernel does not let this user load BPF programs (BPF_")
-    assert answer["hint"] == "run as root or with CAP_BPF; --balancer classic needs no privilege"
+    hint = "run as root or with CAP_BPF (docker run --cap-add BPF); --balancer classic needs no privilege"
+    assert answer["hint"] == hint
     fallback = python(JOIN, "auto", bpffs, 0, 0, prefix=powerless)
     assert fallback == {"balancer": "classic", "mounted": True} | answer
     assert list(bpffs.glob("aiolb")) == []
