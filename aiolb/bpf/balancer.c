@@ -346,11 +346,28 @@ INLINE void count_packet(const struct packet *packet, u32 slot, u32 member, int 
 #define TRACE(packet, slot, member, action) do { } while (0)
 #endif
 
-INLINE void tell(const struct config *config, const struct packet *packet, u32 slot, u32 member, u32 action)
+/* `events` is full. A reader that takes nothing out for long has died, or sleeps: then it is not written to any more.
+ * The flag has a byte of its own, for a store that cannot undo what user space does to other flags. What two CPUs write
+ * at once may make the wait longer; the time comes first, so that it is never shorter. */
+INLINE void lose_event(struct config *config, u64 now)
 {
-	struct group_stats *stats;
-	struct event event;
 	u32 zero = 0;
+	struct group_stats *stats = bpf_map_lookup_elem_((u64)MAP(MAP_GROUP_STATS), &zero);
+	u64 position = bpf_ringbuf_query(MAP(MAP_EVENTS), BPF_RB_CONS_POS);
+
+	if (stats)
+		COUNT(stats, events_lost);
+	if (position != config->event_position) {
+		*(volatile u64 *)&config->event_full_ns = now;
+		*(volatile u64 *)&config->event_position = position;
+	} else if ((s64)(now - config->event_full_ns - config->event_patience_ns) >= 0) {
+		((volatile u8 *)&config->flags)[3] = 0;
+	}
+}
+
+INLINE void tell(struct config *config, const struct packet *packet, u32 slot, u32 member, u32 action)
+{
+	struct event event;
 
 	if ((packet->source[0] & config->event_mask[0]) != config->event_source[0] ||
 	    (packet->source[1] & config->event_mask[1]) != config->event_source[1])
@@ -367,11 +384,8 @@ INLINE void tell(const struct config *config, const struct packet *packet, u32 s
 	event.action = action;
 	event.unused = 0;
 	/* Who reads looks from time to time: to wake it for each packet would cost more than steering. */
-	if (bpf_ringbuf_output(MAP(MAP_EVENTS), &event, sizeof(event), BPF_RB_NO_WAKEUP)) {
-		stats = bpf_map_lookup_elem_((u64)MAP(MAP_GROUP_STATS), &zero);
-		if (stats)
-			COUNT(stats, events_lost);
-	}
+	if (bpf_ringbuf_output(MAP(MAP_EVENTS), &event, sizeof(event), BPF_RB_NO_WAKEUP))
+		lose_event(config, event.time_ns);
 }
 
 #define TELL(slot, member, action)                                                                    \
@@ -396,7 +410,7 @@ INLINE void tell(const struct config *config, const struct packet *packet, u32 s
 
 int balancer(struct sk_reuseport_md *ctx)
 {
-	const struct config *config = VALUE(MAP_CONFIG);
+	struct config *config = VALUE(MAP_CONFIG);
 	const u16 *slots = VALUE(MAP_SLOTS);
 	struct packet packet = {.ctx = ctx};
 	u32 zero = 0, slot, member, start, failover = 0, action;
