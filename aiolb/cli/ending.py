@@ -30,6 +30,12 @@ class Ending:
         ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
         return bool(ready) and self._wakeup not in ready
 
+    def write(self, fd: int, data: bytes) -> bytes:
+        """Write to a pipe or a terminal; what is left when a signal comes, for nobody takes it. Raises OSError."""
+        while data and self.wait(None, writable=fd):
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
+        return data
+
 
 @contextmanager
 def until_signal() -> Iterator[Ending]:

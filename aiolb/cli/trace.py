@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
 import time
 from collections.abc import Sequence
@@ -135,17 +134,12 @@ class _Printer:
 
     def flush(self, ending: Ending) -> None:
         """Write what is pending; what is left when a signal comes, for nobody takes it, is for ``finish()``."""
-        while self._pending and ending.wait(None, writable=self._fd):
-            self._write()
+        self._pending = ending.write(self._fd, self._pending)
 
     def finish(self) -> None:
         """Write what is pending."""
         while self._pending:
-            self._write()
-
-    def _write(self) -> None:
-        written = os.write(self._fd, self._pending[: select.PIPE_BUF])
-        self._pending = self._pending[written:]
+            self._pending = self._pending[os.write(self._fd, self._pending) :]
 
     def _when(self, decision: Decision) -> datetime:
         return datetime.fromtimestamp((self._begin_ns + decision.time_ns) / 1e9, UTC)
