@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
@@ -23,6 +23,7 @@ from rich.table import Table
 from aiolb.address import Address
 from aiolb.bpf import program, syscall
 from aiolb.bpf.abi import MAP_TYPE_REUSEPORT_SOCKARRAY, U64
+from aiolb.bpf.events import EventFilter
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions, GuardRules, Limit
@@ -42,6 +43,10 @@ COLD_SOURCES = 200
 FLOOD_SOURCES = 1_000_000
 GUARDED = 3
 """Members of the groups with a guard."""
+TRACED = 3
+"""Members of the groups that are traced."""
+FOREVER = 86_400.0
+"""Seconds; no benchmark takes so long."""
 
 Send = Callable[[int, int], int]
 """Sends a number of datagrams to a port; gives how many left."""
@@ -54,7 +59,7 @@ kernel's two looks at the clock (bpf_stats_enabled). {FLOOR!r} calls the two hel
 every program of this kind must call, and nothing else. C sends 64 datagrams in one system call; flood is
 {FLOOD_SOURCES:,} sources; cold is {COLD_SOURCES} sources in Python, which runs so much between two datagrams that the
 caches have lost the program. The first four guards let every source pass; the others drop: all, and all
-that finds a bucket."""
+that finds a bucket. A trace's buffer is full soon, for nobody reads it: what finds no room is counted."""
 
 
 def guards() -> dict[str, GuardOptions]:
@@ -107,7 +112,7 @@ class Target:
 )
 def main(*, repeats: int, count: int, members: tuple[int, ...], sources: tuple[int, ...]) -> None:
     """Measure the floors and groups of different size, REPEATS times, one after the other."""
-    allow_descriptors(sum(members) + GUARDED * len(guards()) + COLD_SOURCES + 100)
+    allow_descriptors(sum(members) + GUARDED * len(guards()) + TRACED * len(traces()) + COLD_SOURCES + 100)
     with ExitStack() as stack:
         try:
             targets = opened(stack, members)
@@ -141,7 +146,18 @@ def opened(stack: ExitStack, members: tuple[int, ...]) -> dict[str, Target]:
         targets[group_name(number)] = stack.enter_context(group(number))
     for name, guard in guards().items():
         targets[name] = stack.enter_context(group(GUARDED, guard))
+    for name, wanted in traces().items():
+        targets[name] = stack.enter_context(group(TRACED, wanted=wanted))
     return targets
+
+
+def traces() -> dict[str, EventFilter]:
+    """What is traced, by name. Nobody takes anything out: a reader cannot be slower."""
+    return {
+        "trace, of another source": EventFilter(ip_network("192.0.2.1/32")),
+        "trace, one of 1,000": EventFilter(sample=1000),
+        "trace, all, buffer full": EventFilter(),
+    }
 
 
 def group_name(members: int) -> str:
@@ -190,8 +206,8 @@ def selecting() -> Iterator[Target]:
 
 
 @contextmanager
-def group(members: int, guard: GuardOptions | None = None) -> Iterator[Target]:
-    """A port with a whole group in this process."""
+def group(members: int, guard: GuardOptions | None = None, wanted: EventFilter | None = None) -> Iterator[Target]:
+    """A port with a whole group in this process, whose decisions are traced if any are wanted."""
     with ExitStack() as stack:
         address = stack.enter_context(reserved_port(Address("127.0.0.1", 0)))
         with Group.opened_or_created(address, GroupOptions(count=members, guard=guard or GuardOptions())) as joined:
@@ -201,6 +217,8 @@ def group(members: int, guard: GuardOptions | None = None) -> Iterator[Target]:
                 joined.join(stack.enter_context(bind_reuseport(address)), index)
             program_fd = Pins(address).open_program()
         stack.callback(os.close, program_fd)
+        if wanted is not None:
+            stack.enter_context(closing(joined.events(wanted, patience=FOREVER))).start()
         yield Target(address.port, program_fd)
 
 

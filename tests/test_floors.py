@@ -76,6 +76,8 @@ FLOORS = {
     "aiolb.bpf.ownership": 1,
     "aiolb.bpf.deletion": 4,
     "aiolb.bpf.shared_reports": 1,
+    "aiolb.bpf.ring": 0,
+    "aiolb.bpf.events": 2,
     "aiolb.bpf.statistics": 1,
     "aiolb.bpf.pins": 2,
     "aiolb.bpf.unpinned": 2,

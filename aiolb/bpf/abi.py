@@ -25,7 +25,7 @@ FLAG_STRICT = 1
 FLAG_RULES = 2
 FLAG_LISTED_ONLY = 4
 FLAG_LIMIT = 8
-FLAG_EVENTS = 16
+FLAG_EVENTS = 1 << 24
 
 KEY_SOURCE = 0
 KEY_FLOW = 1
@@ -56,7 +56,7 @@ DEFAULT_WEIGHT = 100
 MAX_RULES = 65536
 MAX_OFFENDERS = 1024
 EVENTS_SIZE = 256 << 10
-"""Bytes of the ring buffer: about 4,600 events."""
+"""Bytes of the ring buffer: room for 5,461 events, each of which has a header of 8 bytes."""
 
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_PERCPU_ARRAY = 6
@@ -110,7 +110,7 @@ class Layout:
 class Config(Layout):
     """``struct config``."""
 
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQIIQQQQQQQQQIIQQQ")
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=IIIIQQIIQQQQQQQQQQQQIIQQQ")
 
     layout: int
     count: int
@@ -129,6 +129,9 @@ class Config(Layout):
     event_source_high: int
     event_mask_low: int
     event_mask_high: int
+    event_patience_ns: int
+    event_full_ns: int
+    event_position: int
     event_sample: int
     generation: int
     program: int

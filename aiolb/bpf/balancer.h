@@ -17,7 +17,7 @@
 #define FLAG_RULES 2		/* look every source up in `rules` */
 #define FLAG_LISTED_ONLY 4	/* with FLAG_RULES: drop the sources that no rule allows */
 #define FLAG_LIMIT 8		/* take a token of the source's bucket for every packet */
-#define FLAG_EVENTS 16		/* write decisions to `events` */
+#define FLAG_EVENTS 16777216	/* write decisions to `events`; the program clears this byte when nobody reads them */
 
 #define KEY_SOURCE 0		/* the address under the masks: the source, or its prefix */
 #define KEY_FLOW 1		/* the address under the masks, and the port */
@@ -70,6 +70,9 @@ struct config {
 	u64 limit_burst_ns;	/* FLAG_LIMIT: time that all tokens but one of a full bucket take */
 	u64 event_source[2];	/* FLAG_EVENTS: only of sources with this address (IPv4 as ::ffff:a.b.c.d) … */
 	u64 event_mask[2];	/* … under this mask, both in network byte order */
+	u64 event_patience_ns;	/* FLAG_EVENTS: nobody reads when `events` is full and nothing was taken out so long */
+	u64 event_full_ns;	/* when it was found full first (CLOCK_MONOTONIC) … */
+	u64 event_position;	/* … with the reader at this position */
 	u32 event_sample;	/* FLAG_EVENTS: one of so many, by chance; 0 and 1 are all */
 	u32 generation;		/* grows whenever slots get other owners; user space only */
 	u64 program;		/* first 8 bytes of SHA-256 of the attached bytecode; user space only */

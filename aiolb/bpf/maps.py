@@ -96,6 +96,10 @@ class Maps:
         """Descriptors by the number that stands for them in the bytecode."""
         return {spec.placeholder: self._descriptors[spec.pin] for spec in MAPS if spec.placeholder}
 
+    def descriptor(self, pin: str) -> int:
+        """A map's descriptor, which stays ours to close."""
+        return self._descriptors[pin]
+
     @property
     def slots(self) -> mmap.mmap:
         """The slot table, SLOT_COUNT u16 that the program reads: each is written in one piece."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from aiolb.address import Address, IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
+from aiolb.bpf.events import PATIENCE, EventFilter, EventReader
 from aiolb.bpf.guard import Guard
 from aiolb.bpf.keys import custom_key
 from aiolb.bpf.location import Location
@@ -74,6 +75,11 @@ class GroupState(SlotTable):
     def guard(self) -> Guard:
         """What the group drops before any member gets it; works until the group is closed."""
         return Guard(self._maps)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the pins are gone that this group was opened with and locked by; another one may have its name."""
+        return self.pinned and not self._pins.complete
 
     def locate(self, source: IPAddress, port: int | None = None) -> int | None:
         """The member that gets the datagrams of ``source`` now, failover included; None when nobody is alive.
@@ -137,6 +143,10 @@ class GroupState(SlotTable):
     def reports_descriptor(self) -> int:
         """The descriptor of their memory, for a worker that inherits it; it stays the group's to close."""
         return self._maps.reports_descriptor
+
+    def events(self, wanted: EventFilter, *, patience: float = PATIENCE) -> EventReader:
+        """A reader of the program's decisions, not started yet; close it before the group."""
+        return EventReader(self._maps, self.locked, wanted, patience=patience)
 
     def place(self, sock: socket.socket, index: int) -> None:
         """Let the program select ``sock`` for ``index``, whoever held it; under the lock. Raises KernelError."""

@@ -19,6 +19,8 @@ from aiolb.cli.route import route
 from aiolb.cli.serve import serve
 from aiolb.cli.shares import drain, undrain, weight
 from aiolb.cli.status import status
+from aiolb.cli.top import top
+from aiolb.cli.trace import trace
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -87,6 +89,8 @@ main.add_command(rebalance)
 main.add_command(route)
 main.add_command(serve)
 main.add_command(status)
+main.add_command(top)
+main.add_command(trace)
 main.add_command(undrain)
 main.add_command(weight)
 main.add_command(worker)

@@ -31,7 +31,15 @@ def test_every_program_sees_every_datagram(
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     content = json.loads((tmp_path / "steering.json").read_text())
     runs = content["nanoseconds_per_packet"]
-    assert list(runs) == ["empty", "load the source", "load it, select a socket", "balancer, 2 members", *GUARDS]
+    traces = ["trace, of another source", "trace, one of 1,000", "trace, all, buffer full"]
+    assert list(runs) == [
+        "empty",
+        "load the source",
+        "load it, select a socket",
+        "balancer, 2 members",
+        *GUARDS,
+        *traces,
+    ]
     for loads in runs.values():
         assert {load: len(costs) for load, costs in loads.items()} == {"1": 2, "300": 2, "flood": 2, "cold": 2}
         assert all(cost > 0 for costs in loads.values() for cost in costs)

@@ -1,0 +1,140 @@
+"""What `aiolb top` remembers: the last looks at a group, as rates of its members and its busiest sources; pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiolb.address import IPAddress
+from aiolb.bpf import snapshot
+from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot
+
+LENGTH = 60
+"""Looks that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRow:
+    """A member and what it did since the look before; ``rates`` and ``p99_ns`` are None at the first look.
+
+    ``rate`` and ``drops`` are the last ones per second, the newest at the end. ``p99_ns`` is of the handlers since
+    then.
+    """
+
+    now: MemberSnapshot
+    rates: MemberRates | None
+    p99_ns: int | None
+    rate: tuple[float, ...]
+    drops: tuple[float, ...]
+
+    @property
+    def queue(self) -> float | None:
+        """How full its receive queue is, 0 … 1; None where nobody told."""
+        told = self.now.told
+        return told.queued_bytes / told.queue_limit if told and told.queue_limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A source, the member that had most of it, and its datagrams: per second (at least so many), and in total."""
+
+    source: IPAddress
+    member: int
+    rate: float
+    received: int
+
+
+SORTS: dict[str, Callable[[MemberRow], float]] = {
+    "rate": lambda row: row.rate[-1] if row.rate else 0,
+    "drops": lambda row: row.drops[-1] if row.drops else 0,
+    "queue": lambda row: row.queue or 0,
+    "errors": lambda row: row.rates.errors if row.rates else 0,
+    "p99": lambda row: row.p99_ns or 0,
+    "member": lambda row: -row.now.index,
+}
+"""What members can be sorted by, the largest first; ``member`` begins with 0."""
+
+
+class History:
+    """The last looks at one group."""
+
+    def __init__(self) -> None:
+        self.now: GroupSnapshot | None = None
+        self.rows: list[MemberRow] = []
+        self.sources: list[SourceRow] = []
+        self.rate: deque[float] = deque(maxlen=LENGTH)
+        self.drops: deque[float] = deque(maxlen=LENGTH)
+
+    def add(self, now: GroupSnapshot) -> None:
+        """Take a later look in."""
+        before, self.now = self.now, now
+        if before is None:
+            self.rows = [MemberRow(member, None, None, (), ()) for member in now.members]
+            return
+        former = {row.now.index: row for row in self.rows}
+        rates = snapshot.rates(before, now)
+        self.rows = [_row(former.get(one.index), one, rate) for one, rate in zip(now.members, rates, strict=True)]
+        self.sources = _sources(before, now)
+        self.rate.append(sum(row.rate[-1] for row in self.rows))
+        self.drops.append(sum(row.drops[-1] for row in self.rows))
+
+    def sorted(self, by: str) -> list[MemberRow]:
+        """The members, those first that have most of it; one of SORTS."""
+        return sorted(self.rows, key=lambda row: (-SORTS[by](row), row.now.index))
+
+
+def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> MemberRow:
+    # A member that tells nothing is known by what the kernel counts.
+    rate = rates.datagrams if now.told else rates.packets
+    return MemberRow(
+        now,
+        rates,
+        _p99(former.now if former else None, now),
+        (*(former.rate if former else ()), rate)[-LENGTH:],
+        (*(former.drops if former else ()), rates.kernel_drops)[-LENGTH:],
+    )
+
+
+def _same(former: MemberSnapshot | None, now: MemberSnapshot) -> bool:
+    """Whether both were told of one socket, so that what was counted can be subtracted."""
+    return bool(former and former.told and now.told and former.told.cookie == now.told.cookie)
+
+
+def _p99(former: MemberSnapshot | None, now: MemberSnapshot) -> int | None:
+    if now.told is None:
+        return None
+    times = now.told.handler_times
+    if former and former.told and _same(former, now):
+        times = tuple(max(after - before, 0) for after, before in zip(times, former.told.handler_times, strict=True))
+    return snapshot.quantile(times, 99)
+
+
+def _sources(before: GroupSnapshot, now: GroupSnapshot) -> list[SourceRow]:
+    """The sources that the members name, by rate; one that several members name is the sum, shown at the main one."""
+    former = {member.index: member for member in before.members}
+    found: dict[IPAddress, SourceRow] = {}
+    for member in now.members:
+        for row in _sources_of(former.get(member.index), member, now.taken - before.taken):
+            other = found.get(row.source)
+            if other is None:
+                found[row.source] = row
+            else:
+                main = max(row, other, key=lambda one: one.rate)
+                rate, received = row.rate + other.rate, row.received + other.received
+                found[row.source] = SourceRow(row.source, main.member, rate, received)
+    return sorted(found.values(), key=lambda row: (-row.rate, -row.received, str(row.source)))
+
+
+def _sources_of(former: MemberSnapshot | None, now: MemberSnapshot, seconds: float) -> list[SourceRow]:
+    counted: dict[IPAddress, int] = {}
+    least = 0
+    if former and former.told and now.told and _same(former, now):
+        counted = dict(former.top)
+        # One that was not among the named ones may have sent as much as the last of them before.
+        least = min(counted.values(), default=0)
+        seconds = (now.told.written_ns - former.told.written_ns) / 1e9
+    return [
+        SourceRow(source, now.index, max(count - counted.get(source, least), 0) / seconds if seconds > 0 else 0, count)
+        for source, count in now.top
+    ]

@@ -1,0 +1,46 @@
+"""docs/how-to/trace.md is true: its commands are run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+
+import pytest
+from documents import ENVIRONMENT, commands, opened
+
+DOCUMENT = "docs/how-to/trace.md"
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
+
+
+@pytest.fixture
+def namespaces(needs, missing, tmp_path):
+    """Namespaces for the commands of the document."""
+    if os.geteuid() != 0:
+        missing("network and mount namespaces need root")
+    with opened(tmp_path, needs("ip", "iproute2")) as namespaces:
+        yield namespaces
+
+
+def test_commands(namespaces):
+    """Every command works while datagrams come in, and ends with what it was asked for."""
+    serve, flood, first, source, sample, top = commands(DOCUMENT)
+    with namespaces.server(serve) as server:
+        server.wait_for(b"supervising")
+        # Longer than the document's, so that the last command still has something to show.
+        endless = shlex.split(flood.replace("--count 4000", "--count 400000"))
+        with subprocess.Popen(
+            [*namespaces._enter, *endless], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        ) as sender:
+            try:
+                assert [line.split()[-1] for line in namespaces.run(first).splitlines()] == ["steer"] * 3
+                assert len(namespaces.run(source).splitlines()) == 5
+                told = [json.loads(line) for line in namespaces.run(sample).splitlines()]
+                assert [(one["key"], one["owner"] == one["member"]) for one in told] == [("source", True)] * 5
+                assert "3 of 3 members alive" in namespaces.run(top)
+            finally:
+                sender.kill()
+        namespaces.run(flood.replace("--count 4000", "--count 40"))
+        server.stop()
