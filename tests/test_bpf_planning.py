@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from fractions import Fraction
 from itertools import combinations, product
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from aiolb.bpf.abi import MAX_MEMBERS, SLOT_COUNT
@@ -17,7 +18,7 @@ from aiolb.bpf.planning import imbalance, plan
 from aiolb.bpf.slots import assign
 from aiolb.errors import ConfigurationError
 
-ROUNDING = 1 + 1e-6
+ROUNDING = Fraction(1, 10**8)  # what plans may be off by, in parts of a ceiling; loads and bounds here differ by more
 
 loads_of_slots = st.integers(0, 9) | st.integers(0, 100) | st.sampled_from([0, 50, 100, 1000])
 bounds = st.sampled_from([1.0, 1.05, 1.1, 1.3])
@@ -43,28 +44,33 @@ def held_after(slots, loads, count, moves):
 
 
 def ceilings(loads, weights, bound):
-    """What each member may hold: the bound, or the largest slot on the heaviest member."""
-    unit = max(bound * sum(loads) / sum(weights), max(loads) / max(weights))
+    """What each member may hold: the bound, or the largest slot on the heaviest member; exactly, without rounding."""
+    unit = max(Fraction(str(bound)) * sum(loads) / sum(weights), Fraction(max(loads), max(weights)))
     return [unit * weight for weight in weights]
 
 
 def is_under(held, limits):
     """Whether no member is above its ceiling."""
-    return all(load <= limit * ROUNDING for load, limit in zip(held, limits, strict=True))
+    return all(load <= limit for load, limit in zip(held, limits, strict=True))
+
+
+def busiest_of(held, limits):
+    """The largest part of its ceiling that any member holds."""
+    return max((Fraction(load) / limit for load, limit in zip(held, limits, strict=True) if limit), default=0)
 
 
 def dealt_anew(loads, weights):
-    """The load of each member when all slots are dealt out, largest first, to the least busy: LPT, in two lines."""
+    """The load of each member when all slots are dealt out, largest first, to the first of the least busy: LPT."""
     held = [0] * len(weights)
     for load in sorted(loads, reverse=True):
         takers = [member for member, weight in enumerate(weights) if weight]
-        held[min(takers, key=lambda member: (held[member] + load) / weights[member])] += load
+        held[min(takers, key=lambda member: Fraction(held[member] + load, weights[member]))] += load
     return held
 
 
 def fewest(slots, loads, count, bound):
     """The fewest moves that bring everybody under the ceiling, by trying everything; None when none do."""
-    limits = ceilings(loads, [1] * count, bound)
+    limits = [math.floor(limit) for limit in ceilings(loads, [1] * count, bound)]
     loaded = [slot for slot, load in enumerate(loads) if load]
     for length in range(len(loaded) + 1):
         for chosen in combinations(loaded, length):
@@ -74,6 +80,7 @@ def fewest(slots, loads, count, bound):
     return None
 
 
+@settings(max_examples=50)
 @given(tables(), bounds, st.sampled_from([0.0, 0.9]), st.none() | st.integers(1, 4))
 def test_a_plan_is_what_it_says(table, bound, floor, limit):
     """Loads before and after are those of the table with its moves, and no move is idle, unloaded or over the limit."""
@@ -86,6 +93,7 @@ def test_a_plan_is_what_it_says(table, bound, floor, limit):
     assert found.limited <= (limit is not None)
 
 
+@settings(max_examples=50)
 @given(tables(), bounds)
 def test_reached_is_under_the_ceiling(table, bound):
     """A plan says that it reaches the bound exactly when no member is above its ceiling after it."""
@@ -95,6 +103,8 @@ def test_reached_is_under_the_ceiling(table, bound):
     assert found.reached == (is_under(found.after, ceilings(loads, weights, bound)) and homeless == pytest.approx(0))
 
 
+# Two light members and one of twice the weight: whether the heavy one or a light one takes the last 60 decides.
+@example(([2, 0, 2, 1, 0, 0, 3, 2], [2, 60, 2, 100, 60, 60, 100, 100], [50, 100, 50]), 1.05)
 @given(tables(), bounds)
 def test_reaches_what_dealing_out_anew_does(table, bound):
     """Where dealing all slots out anew comes under the ceiling, so does the plan, and else it is as good within 1 %."""
@@ -104,11 +114,10 @@ def test_reaches_what_dealing_out_anew_does(table, bound):
     if is_under(anew, limits):
         assert found.reached
     else:
-        busiest = max(load / limit for load, limit in zip(anew, limits, strict=True) if limit)
-        assert is_under(found.after, [limit * (busiest + 0.01) for limit in limits])
+        assert busiest_of(found.after, limits) <= busiest_of(anew, limits) + Fraction("0.01") + ROUNDING
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(tables(largest=6, members=3, weighted=False), bounds)
 def test_the_fewest_moves_of_small_tables(table, bound):
     """With up to six slots of three members the moves are the fewest that there are, if any reach the bound."""
@@ -121,6 +130,7 @@ def test_the_fewest_moves_of_small_tables(table, bound):
         assert len(found.moves) == best
 
 
+@settings(max_examples=50)
 @given(tables(), bounds, st.none() | st.integers(1, 4))
 def test_nothing_gets_worse(table, bound, limit):
     """No plan makes the busiest member busier, beyond its ceiling, unless somebody must be drained."""
@@ -128,11 +138,10 @@ def test_nothing_gets_worse(table, bound, limit):
     slots = [member if member < len(weights) and weights[member] else weights.index(max(weights)) for member in slots]
     found = plan(slots, loads, len(weights), weights=weights, bound=bound, limit=limit)
     limits = ceilings(loads, weights, bound)
-    shares = [(before, after, limit) for before, after, limit in zip(found.before, found.after, limits, strict=True)]
-    busiest = max((before / limit for before, _, limit in shares if limit), default=0)
-    assert all(after <= limit * max(busiest, 1) * ROUNDING for _, after, limit in shares)
+    assert busiest_of(found.after, limits) <= max(busiest_of(found.before, limits), 1) + ROUNDING
 
 
+@settings(max_examples=50)
 @given(tables(), bounds)
 def test_nothing_moves_when_nothing_is_uneven(table, bound):
     """A table under its bound stays as it is, also one that a plan has brought there."""
@@ -143,28 +152,29 @@ def test_nothing_moves_when_nothing_is_uneven(table, bound):
     assert plan(after, loads, len(weights), weights=weights, bound=bound).moves == {}
 
 
+@settings(max_examples=50)
 @given(tables(), bounds, st.integers(1, 3))
 def test_limited_plans_get_there_or_stop(table, bound, limit):
     """Plans of few moves one after the other come to an end, each with less above the ceilings than the one before."""
     slots, loads, weights = table
     limits = ceilings(loads, weights, bound) if any(loads) else [0] * len(weights)
-    last = math.inf
+    last = None
     for _ in range(100):
         found = plan(slots, loads, len(weights), weights=weights, bound=bound, limit=limit)
         if not found.moves:
             break
         left = sum(loads) - sum(found.after)
         drained = left + sum(load for load, weight in zip(found.after, weights, strict=True) if not weight)
-        busiest = max((load / most for load, most in zip(found.after, limits, strict=True) if most), default=1)
-        above = sum(max(load - most, 0) for load, most in zip(found.after, limits, strict=True))
-        score = (round(drained, 6), round(max(busiest, 1), 6), round(above, 3))
-        assert last == math.inf or score <= last
+        above = sum(max(Fraction(load) - most, 0) for load, most in zip(found.after, limits, strict=True))
+        score = (drained, max(busiest_of(found.after, limits), 1), above)
+        assert last is None or score < last
         last = score
         slots = [found.moves.get(slot, member) for slot, member in enumerate(slots)]
     else:
         pytest.fail("it never stopped")
 
 
+@settings(max_examples=50)
 @given(tables(), bounds, st.sets(st.integers(0, 11)))
 def test_fixed_slots_stay(table, bound, fixed):
     """A slot that is to stay moves only out of a member that may own nothing."""
@@ -174,6 +184,7 @@ def test_fixed_slots_stay(table, bound, fixed):
         assert slots[slot] >= len(weights) or weights[slots[slot]] == 0
 
 
+@settings(max_examples=50)
 @given(tables(), bounds)
 def test_drained_members_lose_all_load(table, bound):
     """What members of weight 0, and members outside of the group, have with load moves out, all of it."""
@@ -194,16 +205,16 @@ def zipf(seed, count, sources=30):
 
 
 def test_thirty_unequal_sources_over_four_members():
-    """Of 1,000 seeds all end at 1.10 times the mean or at the largest slot, with six moves each on average at most."""
+    """Of 200 seeds all end at 1.10 times the mean or at the largest slot, with six moves each on average at most."""
     moves = 0
-    for seed in range(1000):
+    for seed in range(200):
         slots, loads = zipf(seed, 4)
         found = plan(slots, loads, 4)
         mean = sum(loads) / 4
         assert found.reached
-        assert max(found.after) / mean <= max(1.10, max(loads) / mean) * ROUNDING
+        assert max(found.after) / mean <= max(1.10, max(loads) / mean) + ROUNDING
         moves += len(found.moves)
-    assert moves <= 6000
+    assert moves <= 6 * 200
 
 
 @pytest.mark.parametrize("seed", [1, 2**100 + 7, 2**128 - 1])

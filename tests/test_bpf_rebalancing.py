@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiolb.bpf import shortening
 from aiolb.bpf.rebalancing import FIRST_REST, LONGEST_REST, WRAP, Rebalancer
 from aiolb.errors import ConfigurationError
 
@@ -85,7 +86,7 @@ def test_loads_are_smoothed():
     assert loop.rebalancer.loads == pytest.approx((20 * (600 + 200 + 25) / (20 + 5 + 2.5), 200))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     steady, st.integers(0, 2**16), st.integers(1, 4), st.none() | st.integers(1, 3), st.sampled_from([1.02, 1.1, 1.5])
 )
@@ -93,9 +94,12 @@ def test_steady_loads_converge(loads, seed, count, limit, bound):
     """With loads that stay the same every slot comes to rest, and no move follows, ever."""
     rng = random.Random(seed)
     loop = Loop([rng.randrange(count) for _ in loads], count, bound=bound, limit=limit)
-    for _ in range(20 * len(loads)):
-        loop.step(loads)
-        assert limit is None or len(loop.moved[-1]) <= limit
+    with pytest.MonkeyPatch.context() as patch:
+        # Where the bound cannot be reached, the look for fewer moves is most of the time, in every step anew.
+        patch.setattr(shortening, "PATIENCE", 200)
+        for _ in range(20 * len(loads)):
+            loop.step(loads)
+            assert limit is None or len(loop.moved[-1]) <= limit
     assert not any(loop.moved[-5 * len(loads) :])
 
 
@@ -108,7 +112,7 @@ def test_steady_loads_are_even_at_once():
     assert max(loop.held([1000] * 20)) == 7000
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32), st.sampled_from([0.5, 3, 30, 300, 3000]), st.integers(2, 12))
 def test_chance_moves_nothing(seed, mean, count):
     """Members that are even but for chance stay as they are, with few packets and with many."""
@@ -135,7 +139,7 @@ def test_noise_does_not_swap_what_cannot_be_even():
     assert not any(loop.moved)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(steady, st.data(), st.integers(2, 4), st.integers(1, 20), st.sampled_from([1, 2, 5]))
 def test_alternating_loads_move_each_slot_ever_more_rarely(loads, data, count, period, limit):
     """Between two moves of one slot twice as many intervals pass as before its last, so the moves are bounded."""

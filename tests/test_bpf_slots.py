@@ -38,6 +38,7 @@ def is_even(table, count):
     return set(owned) <= set(range(count)) and max(shares) - min(shares) <= 1
 
 
+@settings(max_examples=30)
 @given(counts)
 def test_a_new_table_is_even(count):
     """Every slot has an owner, and every member as many slots as the others, give or take one."""
@@ -46,7 +47,7 @@ def test_a_new_table_is_even(count):
     assert is_even(table, count)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(counts, min_size=2, max_size=5))
 def test_any_changes_keep_it_even(changes):
     """After whatever changes of the count, every slot has an owner and the shares are even."""
@@ -57,7 +58,7 @@ def test_any_changes_keep_it_even(changes):
         assert is_even(table, count)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(counts, counts)
 def test_moves_the_fewest(before, after):
     """No fewer moves can make the table even, and none keeps a slot where it is."""
@@ -69,7 +70,7 @@ def test_moves_the_fewest(before, after):
     assert all(table[slot] != member for slot, member in moves.items())
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(), st.integers(1, 40), st.integers(1, 40))
 def test_evens_out_any_table(seed, owners, count):
     """A table that an operator moved about, or with owners that are gone, becomes even too."""
@@ -129,7 +130,7 @@ def test_a_table_that_fits_its_weights_stays(table, weights):
     assert resize(moved(table, len(weights), weights), len(weights), weights) == {}
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(1, 6), st.integers(1, MAX_WEIGHT))
 def test_equal_weights_are_no_weights(count, weight):
     """Any weight that all members have makes the table that they have without any."""

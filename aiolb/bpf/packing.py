@@ -96,38 +96,40 @@ class Packing:
         return own[end - 1][1] if end else None
 
     def rooms(self) -> list[tuple[float, int]]:
-        """Every member that may hold anything, or does, by its room."""
-        return sorted(
-            (self.room(member), member)
-            for member, weight in enumerate(self.limits.weights)
-            if weight or self.held[member]
-        )
+        """Every member that may hold anything, by its room."""
+        return sorted((self.room(member), member) for member, weight in enumerate(self.limits.weights) if weight)
 
 
 def relieve(packing: Packing, *, tightly: bool) -> None:
     """Move slots out of members that hold too much, each to one that has room for it.
 
-    The one that holds most too much gives first. A slot goes where it fits most ``tightly``, which keeps large rooms
-    for large slots, or else to the member with most room. What must leave a member of weight 0 goes there in any case.
+    Members of weight 0 give first, all that they have, whether it fits or not. Then gives who holds most too much. A
+    slot goes where it fits most ``tightly``, which keeps large rooms for large slots, or else to the member with most
+    room.
     """
-    slack = packing.limits.slack
+    weights, slack = packing.limits.weights, packing.limits.slack
     rooms = packing.rooms()
-    while rooms and rooms[0][0] < -slack:
+    homeless = [item for own, weight in zip(packing.movable, weights, strict=True) if not weight for item in own]
+    for _, slot in sorted(homeless, reverse=True):
+        _give(packing, slot, rooms, tightly=tightly)
+    while rooms[0][0] < -slack:
         room, giver = rooms.pop(0)
         if not rooms:
             return
-        slot = packing.pick(giver, -room, rooms[-1][0])
-        if slot is None and not packing.limits.weights[giver]:
-            slot = packing.movable[giver][-1][1]  # whether it fits or not
-        if slot is None:
+        fitting = packing.pick(giver, -room, rooms[-1][0])
+        if fitting is None:
             continue  # nothing of it fits anywhere, and rooms only shrink
-        fits = tightly and packing.loads[slot] <= rooms[-1][0]
-        at = bisect_left(rooms, (packing.loads[slot], -1)) if fits else len(rooms) - 1
-        taker = rooms.pop(at)[1]
-        packing.move(slot, taker)
-        insort(rooms, (packing.room(taker), taker))
-        if packing.limits.weights[giver] or packing.held[giver] > slack:
-            insort(rooms, (packing.room(giver), giver))
+        _give(packing, fitting, rooms, tightly=tightly)
+        insort(rooms, (packing.room(giver), giver))
+
+
+def _give(packing: Packing, slot: int, rooms: list[tuple[float, int]], *, tightly: bool) -> None:
+    """Move a slot to one of the members in ``rooms``, which stays sorted."""
+    load = packing.loads[slot]
+    fits = tightly and load <= rooms[-1][0]
+    _, taker = rooms.pop(bisect_left(rooms, (load, -1)) if fits else -1)
+    packing.move(slot, taker)
+    insort(rooms, (packing.room(taker), taker))
 
 
 def fill(packing: Packing) -> None:
@@ -157,7 +159,7 @@ def exchange(packing: Packing) -> None:
     for room, member in packing.rooms():
         if room >= -packing.limits.slack:
             return
-        while swaps < SWAPS and packing.limits.weights[member] and packing.room(member) < -packing.limits.slack:
+        while swaps < SWAPS and packing.room(member) < -packing.limits.slack:
             swaps += 1
             swap = _swap_for(packing, member)
             if swap is None:
@@ -195,13 +197,14 @@ def _smaller(own: Sequence[tuple[float, int]], wanted: float, least: float) -> t
 def repack(packing: Packing) -> None:
     """Deal all slots out anew, largest first, each to the member that is then the least busy for its weight (LPT).
 
+    Of members that would be as busy, the first takes the slot: with weights, much may hang on who does.
     With equal weights no member then holds more than 4/3 of the busiest one in the best packing there is:
     R. L. Graham, "Bounds on Multiprocessing Timing Anomalies", 1969.
     """
-    base = list(packing.held)
+    base = [0.0] * len(packing.held)
+    for slot in packing.fixed:
+        base[packing.owner[slot]] += packing.loads[slot]
     items = sorted((item for own in packing.movable for item in own), reverse=True)
-    for load, slot in items:
-        base[packing.owner[slot]] -= load
     piles = _deal(items, base, packing.limits.weights)
     names = _names(packing, piles)
     for slot, pile in piles.items():
@@ -219,9 +222,8 @@ def _deal(items: Sequence[tuple[float, int]], base: Sequence[float], weights: Se
         heapify(heap)
     piles = {}
     for load, slot in items:
-        heap = min(heaps.items(), key=lambda entry: (entry[1][0][0] + load) / entry[0])[1]
-        held, member = heap[0]
-        heapreplace(heap, (held + load, member))
+        _, member, weight = min(((heap[0][0] + load) / weight, heap[0][1], weight) for weight, heap in heaps.items())
+        heapreplace(heaps[weight], (heaps[weight][0][0] + load, member))
         piles[slot] = member
     return piles
 

@@ -69,9 +69,10 @@ def plan(
     its floor), and no plan makes the busiest member busier.
 
     To find the fewest moves is bin packing, so this is a search that comes close: the tests compare it with all
-    possibilities on small tables. Without a limit it reaches the bound whenever dealing out all slots anew would
-    (largest first, each to the least busy member), and where neither does, its busiest member is at most 1 % of the
-    ceiling busier than that would leave it.
+    possibilities on small tables. Without a limit it reaches the bound whenever dealing out anew all slots that may
+    move would: largest first, each to the member that is then the least busy, to the first of several. Where neither
+    does, its busiest member is at most 1 % of the ceiling busier than that would leave it. What is less than 1e-9 of
+    all load is taken for rounding, and for none.
 
     Args:
         slots: the slot table, a member for each slot.

@@ -39,16 +39,16 @@ REACHED = Score(0, 0, 0, 0)
 
 
 def score_of(held: Sequence[float], limits: Limits) -> Score:
-    """The numbers are multiples of what rounding is responsible for."""
+    """The numbers are multiples of what rounding is responsible for; what is off by ``slack`` at most is not off."""
     slack = limits.slack
     undrained = busiest = excess = lack = 0.0
     for load, weight, lowest, highest in zip(held, limits.weights, limits.lowest, limits.highest, strict=True):
         if not weight:
             undrained += load
-        elif load > highest > 0:
+        elif load > highest + slack:
             excess += load - highest
             busiest = max(busiest, load / highest - 1)
-        elif load < lowest:
+        elif load < lowest - slack:
             lack += lowest - load
     return Score(round(undrained / slack), round(busiest / ROUNDING), round(excess / slack), round(lack / slack))
 
