@@ -37,8 +37,8 @@ class Namespaces:
         self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
 
     @contextmanager
-    def server(self, command: str) -> Iterator[Server]:
-        """Run a command that serves, ready when this yields."""
+    def started(self, command: str) -> Iterator[Server]:
+        """Start a command; it is killed at the end if it still runs then."""
         number = len(list(self._folder.glob("*.out")))
         with (self._folder / f"{number}.out").open("wb") as output:
             process = subprocess.Popen(
@@ -46,11 +46,16 @@ class Namespaces:
             )
         with process:
             try:
-                server = Server(process, self._folder / f"{number}.out")
-                server.wait_for(b"ready")
-                yield server
+                yield Server(process, self._folder / f"{number}.out")
             finally:
                 process.kill()
+
+    @contextmanager
+    def server(self, command: str) -> Iterator[Server]:
+        """Run a command that serves, ready when this yields."""
+        with self.started(command) as server:
+            server.wait_for(b"ready")
+            yield server
 
     def run(self, command: str, **environment: str) -> str:
         """Run a command to its end; its output."""
@@ -74,18 +79,25 @@ class Server:
 
     def wait_for(self, event: bytes) -> None:
         """Read the log until it tells of an event."""
+        assert self.tells_of(event), f"ended without {event!r}: {self._log.decode()}"
+
+    def tells_of(self, event: bytes) -> bool:
+        """Read the log until it tells of an event, or the process has ended; whether it did."""
         assert self._process.stderr is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
             while event not in self._log:
                 assert selector.select(DEADLINE), f"no {event!r} in {self._log!r}"
                 more = os.read(self._process.stderr.fileno(), 65536)
-                assert more, f"ended without {event!r}: {self._log.decode()}"
+                if not more:
+                    return False
                 self._log += more
+        return True
 
     def stop(self) -> list[str]:
-        """Stop it as Ctrl-C does; the lines that it printed."""
-        self._process.send_signal(signal.SIGINT)
+        """Stop it as Ctrl-C does, if it has not ended by itself; the lines that it printed."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
         return self.end()
 
     def end(self) -> list[str]:

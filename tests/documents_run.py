@@ -1,0 +1,83 @@
+"""Runs a document: every command and program of it, in order, as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from documents import ROOT, Namespaces, Server
+
+BLOCK = re.compile(r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.M | re.S)
+"""A code block, with what a comment before it says to who runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A code block. ``remark``: ``not run``, with the reason, or ``stopped``, for servers are to be stopped before."""
+
+    remark: str
+    reason: str
+    language: str
+    file: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What a shell would be given, one after the other; comments are left out."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def blocks_of(document: str) -> list[Block]:
+    """All code blocks of a document, in order."""
+    return [Block(*(part or "" for part in found)) for found in BLOCK.findall((ROOT / document).read_text())]
+
+
+def shown_files(document: str) -> dict[str, str]:
+    """The programs that a document shows under a name: that of its block, or of its first line (``# echo.py``)."""
+    found = {}
+    for block in blocks_of(document):
+        first = re.match(r"# (\w+\.py)\n", block.text)
+        if name := block.file or (first and first[1]):
+            found[name] = block.text
+    return found
+
+
+class Running:
+    """What was started of a document, in its namespaces; stop it in the end."""
+
+    def __init__(self, namespaces: Namespaces, stack: ExitStack) -> None:
+        self.namespaces = namespaces
+        self.servers: dict[str, Server] = {}
+        self.printed: dict[str, str] = {}
+        self._stack = stack
+
+    def run(self, document: str) -> None:
+        """Run a document to its end, and stop what serves."""
+        for block in blocks_of(document):
+            if block.remark == "not run" or block.language != "sh":
+                continue
+            if block.remark == "stopped":
+                self.stop()
+            for command in block.commands:
+                self._start(command)
+        self.stop()
+
+    def _start(self, command: str) -> None:
+        if command.startswith("make "):  # these make what tests run in, or run them: the target is there
+            subprocess.run(["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)  # noqa: S607 - found by PATH on every system
+            return
+        server = self._stack.enter_context(self.namespaces.started(command))
+        if server.tells_of(b"ready"):
+            self.servers[command] = server
+        else:
+            self.printed[command] = "\n".join(server.end())
+
+    def stop(self) -> None:
+        """Stop what still serves, as Ctrl-C does; all must end well."""
+        for command, server in self.servers.items():
+            self.printed[command] = "\n".join(server.stop())
+        self.servers.clear()

@@ -1,0 +1,128 @@
+"""The documents are true: every command and program in them runs as it stands, and every link leads somewhere.
+
+Documents whose commands want more than that have a test of their own, which names them as PAGE or DOCUMENT.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from documents import ROOT, opened
+from documents_run import Running, blocks_of, shown_files
+
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+)
+LANGUAGES = {"sh", "python", "text", "c", "yaml", "ini", "json"}
+TOOLS = {"bpftool": "bpftool"}
+COLLECTOR = "from aiolb import Collector\n\n\nclass MyCollector(Collector):\n    async def handle(self, *_): ...\n"
+GIVEN = {"docs/supervisor.md": {"app.py": COLLECTOR}}
+"""Files that a document takes for granted."""
+REMOTE = re.compile(r"[a-z]+:")
+
+
+def _tests() -> Iterator[str]:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        yield path.read_text()
+
+
+def has_a_test_of_its_own(document: str) -> bool:
+    """Whether another file of tests is about this document."""
+    name = re.escape(Path(document).name)
+    return any(re.search(rf"^(?:PAGE|DOCUMENT)\b.*{name}\"", text, re.MULTILINE) for text in _tests())
+
+
+def runs_here(document: str) -> bool:
+    """Whether the test below runs it."""
+    commands = [block for block in blocks_of(document) if block.language == "sh" and block.remark != "not run"]
+    return bool(commands) and document != "README.md" and not has_a_test_of_its_own(document)
+
+
+def test_documents_are_found() -> None:
+    """What the tests below are about is there."""
+    assert {"README.md", "docs/tutorial.md", "docs/supervisor.md"} < set(DOCUMENTS)
+    assert has_a_test_of_its_own("docs/how-to/exporters.md")
+    assert runs_here("docs/tutorial.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks(document: str) -> None:
+    """Every block is of a known kind, programs can be read, and what is not run says why, by a test that there is."""
+    fences = re.findall(r"^```(\S+)", (ROOT / document).read_text(), re.MULTILINE)
+    blocks = blocks_of(document)
+    assert len(fences) == len(blocks), "a block that nobody reads"
+    assert {block.language for block in blocks} <= LANGUAGES
+    for block in blocks:
+        if block.language == "python":
+            compile(block.text, document, "exec")
+        for test in re.findall(r"tests/\S+\.py", block.reason):
+            assert (ROOT / test).is_file()
+
+
+@pytest.fixture
+def running(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> Iterator[Callable[[str], Running]]:
+    """Run a document in namespaces of its own, in a folder with the files that it shows, which all users may read."""
+    if os.geteuid() != 0:
+        missing("needs root, for namespaces and the eBPF balancer")
+    with ExitStack() as stack:
+
+        def run(document: str, folder: Path) -> Running:
+            for name, text in (shown_files(document) | GIVEN.get(document, {})).items():
+                (folder / name).write_text(text)
+            (folder / "examples").symlink_to(ROOT / "examples")
+            for block in blocks_of(document):
+                for command in block.commands if block.language == "sh" else ():
+                    if package := TOOLS.get(command.split()[0]):
+                        needs(command.split()[0], package)
+            namespaces = stack.enter_context(opened(folder, needs("ip", "iproute2")))
+            running = Running(namespaces, stack)
+            running.run(document)
+            return running
+
+        yield run
+
+
+@pytest.mark.parametrize("document", list(filter(runs_here, DOCUMENTS)))
+@pytest.mark.usefixtures("nothing_left")
+def test_commands(running: Callable[..., Running], document: str, tmp_path: Path) -> None:
+    """The commands of a document work one after the other, and what serves ends well."""
+    running(document, tmp_path)
+
+
+def headings(document: str) -> set[str]:
+    """The anchors of a document's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    """Each link leads to a file or folder of the project, and to a heading that there is."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if REMOTE.match(link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / document).parent / path if path else ROOT / document
+        if not target.exists() or (anchor and anchor not in headings(str(target.resolve().relative_to(ROOT)))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_tutorial_counts(running: Callable[..., Running], tmp_path: Path) -> None:
+    """The tutorial's own check finds every datagram, on one member for each source."""
+    done = running("docs/tutorial.md", tmp_path)
+    lines = done.printed["python check.py"].splitlines()
+    assert lines[-1] == "nothing was lost"
+    assert [line.split()[0] for line in lines[:-1]] == ["0.json", "1.json", "2.json", "3.json"]
+    sources = [int(line.split()[1]) for line in lines[:-1]]
+    assert sum(sources[1:]) == 30
+    assert sources[0] == sources[3]

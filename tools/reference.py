@@ -1,0 +1,107 @@
+"""Writes what is made from the command line's own help: docs/reference/cli.md, and the pages of the manual in man/."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+
+import click
+from click_man.core import generate_man_page
+
+from aiolb.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+PAGE, MANUAL = "docs/reference/cli.md", "man"
+INTRODUCTION = """# Command line
+
+Written by `make reference` from what `aiolb COMMAND --help` says. Exit status: 0, 1 when something failed, 2 for wrong
+usage, 3 for a start that failed.
+"""
+
+
+def contexts(command: click.Command = main, name: str = "aiolb", parent: click.Context | None = None) -> Iterator[click.Context]:
+    """A command and those below it, hidden ones left out."""
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+    yield context
+    if isinstance(command, click.Group):
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            if found is not None and not found.hidden:
+                yield from contexts(found, below, context)
+
+
+def help_of(command: click.Command) -> str:
+    """The text of a command's help, without click's marks."""
+    return inspect.cleandoc(command.help or "").replace("\b\n", "")
+
+
+def markdown(context: click.Context) -> str:
+    """The part of the page that is a command's."""
+    usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
+    lines = [f"## {context.command_path}", "", "```text", usage, "```", "", help_of(context.command), ""]
+    records = [record for option in context.command.params if (record := option.get_help_record(context))]
+    lines += ["| option | |", "| --- | --- |"]
+    lines += [f"| `{_cell(names)}` | {_prose(text)} |" for names, text in records]
+    if isinstance(context.command, click.Group):
+        lines += ["", "| command | |", "| --- | --- |"]
+        for name, command in sorted(context.command.commands.items()):
+            if not command.hidden:
+                anchor = f"{context.command_path} {name}".replace(" ", "-")
+                lines.append(f"| [`{name}`](#{anchor}) | {_prose(first_sentence(command))} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_sentence(command: click.Command) -> str:
+    """What a command does, in one line."""
+    return " ".join(help_of(command).partition("\n\n")[0].split()).rstrip(".")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _prose(text: str) -> str:
+    """Text in a cell: what click puts in brackets is no link, and an option is code."""
+    text = re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"`\1`", _cell(text))
+    return re.sub(r"([\[\]*_<>])", r"\\\1", text)
+
+
+def manual(context: click.Context) -> str:
+    """The manual's page of a command."""
+    context.command = copy(context.command)
+    context.command.short_help = first_sentence(context.command)
+    if isinstance(context.command, click.Group):
+        below = {name: copy(command) for name, command in context.command.commands.items() if not command.hidden}
+        for command in below.values():
+            command.short_help = first_sentence(command)
+        context.command.commands = below
+    page = generate_man_page(context, version="aiolb", date="aiolb")
+    return re.sub(r'^\.TH "(.*?)".*', lambda title: f'.TH "{title[1].replace(" ", "-")}" "1" "" "aiolb" "aiolb manual"', page)
+
+
+def files() -> dict[str, str]:
+    """All files, by their path in the checkout."""
+    found = {PAGE: "\n".join([INTRODUCTION, *map(markdown, contexts())])}
+    for context in contexts():
+        found[f"{MANUAL}/{context.command_path.replace(' ', '-')}.1"] = manual(context)
+    return found
+
+
+def write() -> None:
+    """Write them, and remove pages of commands that are no more."""
+    wanted = files()
+    (ROOT / MANUAL).mkdir(exist_ok=True)
+    for path in (ROOT / MANUAL).glob("*.1"):
+        if str(path.relative_to(ROOT)) not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        (ROOT / name).write_text(text)
+    sys.stdout.write("".join(f"{name}\n" for name in wanted))
+
+
+if __name__ == "__main__":
+    write()
