@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from aiolb.cli.completion import completion
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
 from aiolb.cli.flood import flood
@@ -21,6 +22,7 @@ from aiolb.cli.shares import drain, undrain, weight
 from aiolb.cli.status import status
 from aiolb.cli.top import top
 from aiolb.cli.trace import trace
+from aiolb.cli.version import version_option
 from aiolb.cli.worker import worker
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 
@@ -73,11 +75,12 @@ def exit_code(error: AiolbError) -> int:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="aiolb")
+@version_option
 def main() -> None:
     """Many collector processes on one UDP port; eBPF keeps every source on one of them."""
 
 
+main.add_command(completion)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(drain)
