@@ -17,7 +17,7 @@ KERNEL_TEST_PACKAGES := python3-bpfcc bpftool iproute2
 # Tests start a thousand processes: each is spared 50 ms when bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test lint bench chaos bytecode docker-test
+.PHONY: help run test lint bench chaos bytecode docs reference picture wheel docker-test
 
 help:
 	@echo "make run          the demo: members, a flood, and a table of who got what"
@@ -27,6 +27,10 @@ help:
 	@echo "make chaos        restarts, deaths and stalls under load: what becomes of every datagram; as root, 25 minutes"
 	@echo "make docker-test  the images and the compose file in a Docker engine of their own; as root, 5 to 10 minutes"
 	@echo "make bytecode     compile aiolb/bpf/balancer.c to balancer.bin with bcc"
+	@echo "make docs         the documentation as a site, in site/"
+	@echo "make reference    docs/reference/cli.md and the manual in man/, from the commands' own help"
+	@echo "make picture      docs/demo.svg, from what the demo prints; as root"
+	@echo "make wheel        a wheel in dist/, installed elsewhere and tested there"
 
 run: $(FOR_RUN)
 	@$(VENV_PYTHON) -m aiolb demo $(ARGS)
@@ -59,6 +63,18 @@ docker-test: $(FOR_TEST)
 bytecode: $(FOR_RUN)
 	@tools/debian-packages python3-bpfcc || true
 	$(VENV_PYTHON) -m aiolb.bpf.compiler
+
+docs: $(FOR_TEST)
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict $(ARGS)
+
+reference: $(FOR_TEST)
+	@$(VENV_PYTHON) tools/reference.py
+
+picture: $(FOR_TEST)
+	@$(VENV_PYTHON) tools/picture.py
+
+wheel: $(FOR_TEST)
+	@tools/test-wheel $(ARGS)
 
 $(FOR_RUN): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup .

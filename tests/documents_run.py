@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from documents import ROOT, Namespaces, Server
+from documents import ROOT, Namespaces, Server, opened
 
 BLOCK = re.compile(r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.M | re.S)
 """A code block, with what a comment before it says to who runs it."""
@@ -44,6 +47,18 @@ def shown_files(document: str) -> dict[str, str]:
         if name := block.file or (first and first[1]):
             found[name] = block.text
     return found
+
+
+@contextmanager
+def running(document: str, ip: str, given: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A document ready to be run, in a folder that all users may read, with the programs that it shows, and others."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiolb-document-")))
+        folder.chmod(0o755)
+        for name, text in {**shown_files(document), **(given or {})}.items():
+            (folder / name).write_text(text)
+        (folder / "examples").symlink_to(ROOT / "examples")
+        yield Running(stack.enter_context(opened(folder, ip)), stack)
 
 
 class Running:

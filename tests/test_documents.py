@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from documents import ROOT, opened
-from documents_run import Running, blocks_of, shown_files
+from documents import ROOT
+from documents_run import Running, blocks_of, running
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
@@ -24,6 +25,8 @@ TOOLS = {"bpftool": "bpftool"}
 COLLECTOR = "from aiolb import Collector\n\n\nclass MyCollector(Collector):\n    async def handle(self, *_): ...\n"
 GIVEN = {"docs/supervisor.md": {"app.py": COLLECTOR}}
 """Files that a document takes for granted."""
+COUNTED = ("README.md", "docs/tutorial.md")
+"""Documents that are run by tests which also look at what they print."""
 REMOTE = re.compile(r"[a-z]+:")
 
 
@@ -41,14 +44,14 @@ def has_a_test_of_its_own(document: str) -> bool:
 def runs_here(document: str) -> bool:
     """Whether the test below runs it."""
     commands = [block for block in blocks_of(document) if block.language == "sh" and block.remark != "not run"]
-    return bool(commands) and document != "README.md" and not has_a_test_of_its_own(document)
+    return bool(commands) and document not in COUNTED and not has_a_test_of_its_own(document)
 
 
 def test_documents_are_found() -> None:
     """What the tests below are about is there."""
     assert {"README.md", "docs/tutorial.md", "docs/supervisor.md"} < set(DOCUMENTS)
     assert has_a_test_of_its_own("docs/how-to/exporters.md")
-    assert runs_here("docs/tutorial.md")
+    assert runs_here("docs/supervisor.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -66,33 +69,67 @@ def test_blocks(document: str) -> None:
 
 
 @pytest.fixture
-def running(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> Iterator[Callable[[str], Running]]:
-    """Run a document in namespaces of its own, in a folder with the files that it shows, which all users may read."""
+def run(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> Callable[[str], Running]:
+    """Run a document in namespaces of its own."""
     if os.geteuid() != 0:
         missing("needs root, for namespaces and the eBPF balancer")
-    with ExitStack() as stack:
 
-        def run(document: str, folder: Path) -> Running:
-            for name, text in (shown_files(document) | GIVEN.get(document, {})).items():
-                (folder / name).write_text(text)
-            (folder / "examples").symlink_to(ROOT / "examples")
-            for block in blocks_of(document):
-                for command in block.commands if block.language == "sh" else ():
-                    if package := TOOLS.get(command.split()[0]):
-                        needs(command.split()[0], package)
-            namespaces = stack.enter_context(opened(folder, needs("ip", "iproute2")))
-            running = Running(namespaces, stack)
-            running.run(document)
-            return running
+    def to_its_end(document: str) -> Running:
+        for block in blocks_of(document):
+            for command in block.commands if block.language == "sh" else ():
+                if package := TOOLS.get(command.split()[0]):
+                    needs(command.split()[0], package)
+        with running(document, needs("ip", "iproute2"), GIVEN.get(document)) as done:
+            done.run(document)
+            return done
 
-        yield run
+    return to_its_end
 
 
 @pytest.mark.parametrize("document", list(filter(runs_here, DOCUMENTS)))
 @pytest.mark.usefixtures("nothing_left")
-def test_commands(running: Callable[..., Running], document: str, tmp_path: Path) -> None:
+def test_commands(run: Callable[[str], Running], document: str) -> None:
     """The commands of a document work one after the other, and what serves ends well."""
-    running(document, tmp_path)
+    run(document)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_tutorial_counts(run: Callable[[str], Running]) -> None:
+    """The tutorial's own check finds every datagram, on one member for each source."""
+    lines = run("docs/tutorial.md").printed["python check.py"].splitlines()
+    assert lines[-1] == "nothing was lost"
+    assert [line.split()[0] for line in lines[:-1]] == ["0.json", "1.json", "2.json", "3.json"]
+    sources = [int(line.split()[1]) for line in lines[:-1]]
+    assert sum(sources[1:]) == 30
+    assert sources[0] == sources[3]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_readme_counts(run: Callable[[str], Running]) -> None:
+    """The workers of the README's group print every datagram that its flood sends, and its program sends all."""
+    printed = run("README.md").printed
+    (shown,) = (text for command, text in printed.items() if command.startswith("aiolb serve print"))
+    assert Counter(line.split(":")[0] for line in shown.splitlines()) == {f"127.0.0.{n}": 100 for n in range(2, 32)}
+    (sent,) = (text for command, text in printed.items() if command.startswith("aiolb flood"))
+    assert sent.startswith("sent 3,000 datagrams")
+    assert "sent=500" in printed["python publish.py"]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_readmes_echo_answers(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> None:
+    """The echo program sends back what it gets."""
+    if os.geteuid() != 0:
+        missing("needs root, for namespaces and the eBPF balancer")
+    client = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10);"
+        "s.sendto(b'hello', ('127.0.0.1', 9000)); print(s.recv(100))"
+    )
+    with (
+        running("README.md", needs("ip", "iproute2")) as document,
+        document.namespaces.server("python echo.py") as server,
+    ):
+        assert document.namespaces.run(shlex.join(["python", "-c", client])) == "b'hello'\n"
+        server.stop()
 
 
 def headings(document: str) -> set[str]:
@@ -115,14 +152,3 @@ def test_links_lead_somewhere(document: str) -> None:
         if not target.exists() or (anchor and anchor not in headings(str(target.resolve().relative_to(ROOT)))):
             broken.append(link)
     assert broken == []
-
-
-def test_the_tutorial_counts(running: Callable[..., Running], tmp_path: Path) -> None:
-    """The tutorial's own check finds every datagram, on one member for each source."""
-    done = running("docs/tutorial.md", tmp_path)
-    lines = done.printed["python check.py"].splitlines()
-    assert lines[-1] == "nothing was lost"
-    assert [line.split()[0] for line in lines[:-1]] == ["0.json", "1.json", "2.json", "3.json"]
-    sources = [int(line.split()[1]) for line in lines[:-1]]
-    assert sum(sources[1:]) == 30
-    assert sources[0] == sources[3]

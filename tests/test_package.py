@@ -17,8 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aiolb"
+MANUAL = sorted((ROOT / "man").glob("*.1"))
 NOT_SOURCES = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info", "*.so", "_fast*.c"
+    ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "site", "*.egg-info", "*.so", "_fast*.c"
 )
 # What pip does in an isolated environment, here with the setuptools that is installed: nothing is downloaded.
 BUILD = """
@@ -89,8 +90,10 @@ def test_wheel_holds_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     metadata = {name for name in names if ".dist-info/" in name}
+    manual = {name for name in names if ".data/data/share/man/man1/" in name}
+    assert {Path(name).name for name in manual} == {path.name for path in MANUAL}
     compiled = {name for name in names if name.endswith(".so")}
-    assert names - metadata - compiled == sources()
+    assert names - metadata - manual - compiled == sources()
     assert len(compiled) in {0, len([name for name in sources() if name.endswith(".pyx")])}
     assert compiled or os.environ.get("AIOLB_REQUIRE_FAST") != "1"
     licences = {name.partition("/licenses/")[2] for name in metadata if "/licenses/" in name}
@@ -115,7 +118,8 @@ def test_sdist_builds_the_same_package(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert sources() | {"pyproject.toml", "README.md", "LICENSE"} <= names
+    manual = {str(path.relative_to(ROOT)) for path in MANUAL}
+    assert sources() | manual | {"pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_version_is_in_one_place(wheel: Path) -> None:
@@ -153,3 +157,14 @@ def test_installed_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == [str(installed / "aiolb" / "__init__.py"), "True"]
+
+
+def test_wheels_that_are_published() -> None:
+    """cibuildwheel would build these wheels: three versions of Python on two architectures."""
+    found = []
+    for architecture in ("x86_64", "aarch64"):
+        command = ["-m", "cibuildwheel", "--platform", "linux", "--archs", architecture, "--print-build-identifiers"]
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        found += done.stdout.split()
+    expected = [f"cp{minor}-manylinux_{arch}" for arch in ("x86_64", "aarch64") for minor in (311, 312, 313)]
+    assert sorted(found) == sorted(expected)

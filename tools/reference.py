@@ -43,11 +43,13 @@ def markdown(context: click.Context) -> str:
     """The part of the page that is a command's."""
     usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
     lines = [f"## {context.command_path}", "", "```text", usage, "```", "", help_of(context.command), ""]
-    records = [record for option in context.command.params if (record := option.get_help_record(context))]
-    lines += ["| option | |", "| --- | --- |"]
-    lines += [f"| `{_cell(names)}` | {_prose(text)} |" for names, text in records]
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    records = [record for option in options if (record := option.get_help_record(context))]
+    if records:
+        lines += ["| option | meaning |", "| --- | --- |"]
+        lines += [f"| `{_cell(names)}` | {_prose(text)} |" for names, text in records]
     if isinstance(context.command, click.Group):
-        lines += ["", "| command | |", "| --- | --- |"]
+        lines += ["", "| command | meaning |", "| --- | --- |"]
         for name, command in sorted(context.command.commands.items()):
             if not command.hidden:
                 anchor = f"{context.command_path} {name}".replace(" ", "-")
@@ -66,8 +68,8 @@ def _cell(text: str) -> str:
 
 def _prose(text: str) -> str:
     """Text in a cell: what click puts in brackets is no link, and an option is code."""
-    text = re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"`\1`", _cell(text))
-    return re.sub(r"([\[\]*_<>])", r"\\\1", text)
+    text = re.sub(r"([\[\]*_])", r"\\\1", _cell(text).replace("<", "&lt;").replace(">", "&gt;"))
+    return re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"`\1`", text)
 
 
 def manual(context: click.Context) -> str:

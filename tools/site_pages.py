@@ -21,6 +21,7 @@ ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/systemd/README.md")
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 _FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+_NOT_SEARCHED = "---\nsearch: { exclude: true }\n---\n\n"
 _LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 
 
@@ -53,7 +54,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs names them
-    """Show docstrings, which are written for Python's own help, without the marks of reStructuredText."""
+    """Show docstrings without the marks that Python's own help is for, and `a|b` in tables as GitHub does."""
+    html = re.sub(r"<code>[^<]*</code>", lambda code: code[0].replace("\\|", "|"), html)
     html = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
     return html.replace("::</p>", ":</p>")
 
@@ -97,10 +99,10 @@ def _page(path: str, config: Any) -> File:
 
 
 def _shown(path: str) -> str:
-    """A page that shows a file, or lists a folder."""
+    """A page that shows a file, or lists a folder; search leaves it out."""
     place = ROOT / path
     if place.is_dir():
         names = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith(("_", ".")))
-        return f"# {path}\n\n" + "\n".join(f"- `{name}`" for name in names) + "\n"
+        return f"{_NOT_SEARCHED}# {path}\n\n" + "\n".join(f"- `{name}`" for name in names) + "\n"
     language = _LANGUAGES.get(place.suffix, "text")
-    return f"# {path}\n\n````{language}\n{place.read_text()}````\n"
+    return f"{_NOT_SEARCHED}# {path}\n\n````{language}\n{place.read_text()}````\n"

@@ -1,0 +1,90 @@
+"""What is made from the commands' help is that of the commands that there are; the site can be built."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from documents import ROOT
+
+from aiolb.cli.main import main
+
+
+def tool(name: str) -> ModuleType:
+    """A script in tools/, as a module."""
+    found = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_reference_is_that_of_the_commands() -> None:
+    """docs/reference/cli.md and man/ are what `make reference` writes, and nothing else is in man/."""
+    wanted = tool("reference").files()
+    assert [name for name, text in wanted.items() if (ROOT / name).read_text() != text] == [], "run: make reference"
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "man").iterdir()}
+    assert pages == {name for name in wanted if name.startswith("man/")}
+
+
+def test_every_command_is_in_the_reference() -> None:
+    """Each command that people use has a part of the reference and a page of the manual, and hidden ones have none."""
+    text = (ROOT / "docs/reference/cli.md").read_text()
+    visible = {name for name, command in main.commands.items() if not command.hidden}
+    assert set(re.findall(r"^## aiolb (\S+)$", text, re.MULTILINE)) == visible
+    assert "aiolb worker" not in text
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_site_needs_no_network(site: Path) -> None:
+    """No page loads anything from another host."""
+    loads = re.compile(r"""<(?:link|script|img|iframe)\b[^>]*\b(?:href|src)=["']?(?:https?:)?//""")
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    assert [str(page) for page in pages if loads.search(page.read_text())] == []
+
+
+def test_pages_of_other_files(site: Path) -> None:
+    """What a page links to outside of docs/ is in the site: an example, a test, the changelog."""
+    names = ("examples/syslog_collector.py.html", "CHANGELOG.html", "tests/kernel/test_scenarios.py.html")
+    assert [name for name in names if not (site / "project" / name).is_file()] == []
+
+
+def test_docstrings_are_shown_plainly(site: Path) -> None:
+    """Docstrings are shown, without marks that only Python's own help is for."""
+    text = (site / "reference" / "python.html").read_text()
+    assert "Handles the datagrams of one member" in text
+    assert not re.search(r":(?:class|func|meth):", text)
+    assert "::</p>" not in text
+
+
+def test_the_picture_is_of_the_demo() -> None:
+    """The picture shows what the demo prints, and names no font of another host."""
+    text = (ROOT / "docs" / "demo.svg").read_text().replace("&#160;", " ")
+    assert "sent 6,000, received 6,000, lost 0, duplicated 0" in text
+    assert "sources on more than one member 0" in text
+    assert not re.search(r"url\((?!#)", text)
+    drawn = tool("picture").drawn("aiolb demo", "member 0\n")
+    assert "member&#160;0" in drawn
