@@ -1,4 +1,4 @@
-"""The compiled parts, built where there is a compiler (those in pure Python do their work where not), and the manual."""
+"""The compiled parts, built where there is a compiler (else those in Python do their work), and the manual."""
 
 from pathlib import Path
 

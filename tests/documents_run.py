@@ -13,7 +13,9 @@ from pathlib import Path
 
 from documents import ROOT, Namespaces, Server, opened
 
-BLOCK = re.compile(r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 """A code block, with what a comment before it says to who runs it."""
 
 

@@ -58,7 +58,9 @@ def test_other_shells(shell: str, typed: str, completed: set[str]) -> None:
     if shell == "zsh":  # kind, word, help
         found = {answers[at + 1] for at, word in enumerate(answers) if word == "plain"}
     else:
-        found = {line.removeprefix("plain,").partition("\t")[0] for line in done.stdout.splitlines() if "plain," in line}
+        found = {
+            line.removeprefix("plain,").partition("\t")[0] for line in done.stdout.splitlines() if "plain," in line
+        }
     assert found == completed
 
 

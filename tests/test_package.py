@@ -160,7 +160,7 @@ def test_installed_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
 
 
 def test_wheels_that_are_published() -> None:
-    """cibuildwheel would build these wheels: three versions of Python on two architectures."""
+    """The wheels that cibuildwheel would build are for three versions of Python on two architectures."""
     found = []
     for architecture in ("x86_64", "aarch64"):
         command = ["-m", "cibuildwheel", "--platform", "linux", "--archs", architecture, "--print-build-identifiers"]

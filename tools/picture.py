@@ -22,13 +22,17 @@ def drawn(command: str, output: str) -> str:
         console.print(Text.assemble(("# ", "bold green"), (command, "bold")))
         console.print(Text(output.rstrip()))
         svg = console.export_svg(title="aiolb", unique_id="aiolb")
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono")
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace(
+        "Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono"
+    )
 
 
 def main() -> None:
     """Run the demo, and draw what it says. Run it as root, for the eBPF balancer."""
     command = [sys.executable, "-m", "aiolb", "demo"]
-    done = subprocess.run(command, env={**os.environ, "COLUMNS": str(COLUMNS)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, "COLUMNS": str(COLUMNS)}, capture_output=True, text=True, check=True
+    )
     PICTURE.write_text(drawn("aiolb demo", done.stdout))
 
 

@@ -23,7 +23,9 @@ usage, 3 for a start that failed.
 """
 
 
-def contexts(command: click.Command = main, name: str = "aiolb", parent: click.Context | None = None) -> Iterator[click.Context]:
+def contexts(
+    command: click.Command = main, name: str = "aiolb", parent: click.Context | None = None
+) -> Iterator[click.Context]:
     """A command and those below it, hidden ones left out."""
     context = command.make_context(name, [], parent=parent, resilient_parsing=True)
     yield context
@@ -82,7 +84,9 @@ def manual(context: click.Context) -> str:
             command.short_help = first_sentence(command)
         context.command.commands = below
     page = generate_man_page(context, version="aiolb", date="aiolb")
-    return re.sub(r'^\.TH "(.*?)".*', lambda title: f'.TH "{title[1].replace(" ", "-")}" "1" "" "aiolb" "aiolb manual"', page)
+    return re.sub(
+        r'^\.TH "(.*?)".*', lambda title: f'.TH "{title[1].replace(" ", "-")}" "1" "" "aiolb" "aiolb manual"', page
+    )
 
 
 def files() -> dict[str, str]:

@@ -7,11 +7,13 @@ import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
-from mkdocs.structure.pages import Page
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = "project"
@@ -91,7 +93,7 @@ def _rewritten(link: str, here: str) -> str:
     return os.path.relpath(_site_uri(target), posixpath.dirname(_site_uri(here)))
 
 
-def _page(path: str, config: Any) -> File:
+def _page(path: str, config: MkDocsConfig) -> File:
     uri = _site_uri(path)
     if uri == f"{OUTSIDE}/{path}":
         return File.generated(config, uri, abs_src_path=str(ROOT / path), inclusion=InclusionLevel.NOT_IN_NAV)
