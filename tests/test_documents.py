@@ -20,8 +20,9 @@ DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 )
-LANGUAGES = {"sh", "python", "text", "c", "yaml", "ini", "json"}
-TOOLS = {"bpftool": "bpftool"}
+LANGUAGES = {"sh", "python", "text", "console", "c", "dockerfile", "yaml", "ini", "json"}
+"""``console`` shows what people type where no test can: at Docker, at Kubernetes."""
+TOOLS = {"bpftool": "bpftool", "make": "make"}
 COLLECTOR = "from aiolb import Collector\n\n\nclass MyCollector(Collector):\n    async def handle(self, *_): ...\n"
 GIVEN = {"docs/supervisor.md": {"app.py": COLLECTOR}}
 """Files that a document takes for granted."""

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from documents import ROOT
 
+import aiolb
 from aiolb.cli.main import main
 
 
@@ -32,6 +33,12 @@ def test_reference_is_that_of_the_commands() -> None:
     assert [name for name, text in wanted.items() if (ROOT / name).read_text() != text] == [], "run: make reference"
     pages = {str(path.relative_to(ROOT)) for path in (ROOT / "man").iterdir()}
     assert pages == {name for name in wanted if name.startswith("man/")}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """docs/reference/python.md has each name that `import aiolb` gives."""
+    text = (ROOT / "docs/reference/python.md").read_text()
+    assert [name for name in aiolb.__all__ if f"::: aiolb.{name}\n" not in text] == []
 
 
 def test_every_command_is_in_the_reference() -> None:
