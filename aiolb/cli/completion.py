@@ -16,8 +16,8 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands and options in SHELL.
 
-    For this shell only: source <(aiolb completion bash). For all: write it to where the shell looks, for bash
-    /usr/share/bash-completion/completions/aiolb.
+    For this shell only: source <(aiolb completion bash). For every new one, write it to a file where the shell looks
+    for completions.
     """
     kind = get_completion_class(shell)
     if kind is None:  # click knows these three
