@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyasn1.codec.ber import decoder, encoder
 from pysnmp.proto import api
 
-from aiolb.collector import check_class
+from aiolb.base_collector import check_class
 
 SOURCE, OTHER = ("192.0.2.1", 40000), ("192.0.2.2", 40000)
 COLLECTORS = {

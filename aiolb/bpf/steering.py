@@ -38,7 +38,7 @@ FALLBACK_SETTLE = 0.2
 """Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinOptions:
     """What a collector asks for when it joins; ``group.count`` None is the group's present count.
 

@@ -109,6 +109,7 @@ class FakeListener:
     def __init__(self, application: Application, config: ServeConfig) -> None:
         self.address = BIND
         self.balancer = "none"
+        self.key = None
         self.count = config.count or 1
         self.protocol = CollectorProtocol(
             application,

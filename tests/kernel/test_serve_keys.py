@@ -146,7 +146,9 @@ async def test_a_group_keeps_its_key(start, refused, address):
     member, _ = await start("--key", "prefix/24,64")
     status, said = await asyncio.to_thread(refused, "--key", "flow", "--takeover")
     assert (status, said[0]) == (3, f"aiolb: error: the group at {address} has the key prefix/24,64, not flow")
-    assert said[1].startswith("  hint: leave --key out, or start afresh: stop its members, then rm -r /")
+    assert said[1].startswith(
+        f"  hint: leave --key out, or start afresh: stop its members, then aiolb group delete {address} "
+    )
     assert await stopped(member) == [0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -42,7 +43,7 @@ class Streams:
     def join(self, index, *, takeover=False, name=None):
         """Bind, listen and join."""
         options = JoinOptions.of(self.config)
-        options = JoinOptions(index, options.balancer, takeover, group=options.group)
+        options = replace(options, index=index, takeover=takeover)
         joined = steering.join(self.address, binding.binder(self.config), options)
         assert joined.others == ()
         self.sockets[index if name is None else name], self.places[index] = joined.sock, joined.place
