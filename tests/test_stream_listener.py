@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 
 import pytest
@@ -11,6 +13,7 @@ from events import until
 from streams import LOCAL, address_of, ask, connected, listening_socket
 
 from aiolb import listening, sockets
+from aiolb.bpf import syscall
 from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.config import ServeConfig
 from aiolb.listener import DROPS_LOG_INTERVAL
@@ -89,6 +92,28 @@ def test_draining(run):
                 await made.drain()
                 assert [await reader.read() for reader, _ in clients] == [b"bye\n"] * 3
                 assert (made.statistics().closed, made.statistics().abandoned) == (3, 0)
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(sock.getsockname()).close()
+
+    run(main())
+
+
+def test_draining_without_a_filter(run, monkeypatch):
+    """Where the kernel lets this user filter no TCP socket, a drain handles what waits, and ends, all the same."""
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscall, "attach_filter", refused)
+
+    async def main():
+        with listening_socket() as sock:
+            async with listener(sock) as made, connected(address_of(sock)) as (reader, writer):
+                writer.write(b"bye\n")
+                writer.write_eof()
+                await made.drain()
+                assert await reader.read() == b"bye\n"
+                assert (made.statistics().closed, made.statistics().abandoned) == (1, 0)
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(sock.getsockname()).close()
 
