@@ -20,9 +20,9 @@ class Owner:
     prepared: bool
 
     @classmethod
-    def of(cls, folder: os.stat_result) -> Owner:
-        """The owner of the pins in a folder."""
-        return cls(folder.st_uid, folder.st_gid, not folder.st_mode & stat.S_IWUSR)
+    def of(cls, folder: os.stat_result, pin: os.stat_result) -> Owner:
+        """The owner of the pins in a folder, told by one of them."""
+        return cls(pin.st_uid, pin.st_gid, not folder.st_mode & stat.S_IWUSR)
 
     def __str__(self) -> str:
         return user_name(self.uid)
@@ -47,15 +47,22 @@ def group_name(gid: int) -> str:
 def prepare(folder: Path, uid: int, gid: int, *, shared: bool = False) -> None:
     """Let a user, and if ``shared`` the group of users too, open the pins in a folder, but not add or remove any.
 
-    Raises OSError.
+    The user's processes need ``gid`` to open the folder. What is no pin in it is removed. Raises OSError.
     """
-    # The kernel asks for read and write permission of a pin (kernel/bpf/inode.c, bpf_obj_do_get()), and the lock for a
-    # descriptor of the folder. Who may not write to the folder can neither take the group away nor plant one.
-    for pin in folder.iterdir():
+    # The folder stays this process's own: its owner could make it writable, and plant links there that root follows when
+    # it gives pins away. If it was another user's until now, it is taken back before anything in it is touched.
+    take_back(folder)
+    for pin in list(folder.iterdir()):
+        found = pin.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            pin.unlink()
+            continue
         os.chown(pin, uid, gid)
         pin.chmod(0o660 if shared else 0o600)
-    os.chown(folder, uid, gid)
-    folder.chmod(0o550 if shared else 0o500)
+    # The kernel asks for read and write permission of a pin (kernel/bpf/inode.c, bpf_obj_do_get()), and the lock for a
+    # descriptor of the folder, which takes permission to read it. Others may only ask whose the pins are.
+    os.chown(folder, -1, gid)
+    folder.chmod(0o551)
 
 
 def take_back(folder: Path) -> None:

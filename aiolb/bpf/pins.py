@@ -56,7 +56,12 @@ class Pins:
     @property
     def owner(self) -> Owner:
         """Whose the pins are. Raises OSError."""
-        return Owner.of(self.folder.stat())
+        folder = self.folder.stat()
+        try:
+            pin = (self.folder / _MARKER).lstat()
+        except FileNotFoundError:  # a group that was not made to the end
+            pin = folder
+        return Owner.of(folder, pin)
 
     @property
     def writable(self) -> bool:

@@ -339,9 +339,8 @@ def _may_be_running(address: Address, options: GroupOptions, users: set[int]) ->
         return False
     except PrivilegeError:
         # All sockets of a port are one user's: another user's pins are not of these sockets' group.
-        folder = Pins(address, protocol=options.protocol, bpffs=bpffs).folder
         try:
-            return folder.stat().st_uid in users
+            return Pins(address, protocol=options.protocol, bpffs=bpffs).owner.uid in users
         except PermissionError:
             return True
     except StartError:

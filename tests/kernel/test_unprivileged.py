@@ -327,15 +327,48 @@ with aiolb.bind(address) as sock, aiolb.join(sock, index=0, balancer="ebpf", bpf
 
 
 def test_the_pins_of_a_prepared_group(prepared, bpffs, address):
-    """Pins and folder are the owner's, to be read and not to be written; the folders above can be entered by all."""
+    """Pins are the owner's, and the folder is root's, which the owner may read; those above can be entered by all."""
     (bpffs / "aiolb").mkdir(mode=0o700)
     folder = prepared(count=2)
     assert {(pin.stat().st_uid, pin.stat().st_mode & 0o777) for pin in folder.iterdir()} == {(NOBODY.pw_uid, 0o600)}
-    assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (NOBODY.pw_uid, 0o500)
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (0, NOBODY.pw_gid)
+    assert folder.stat().st_mode & 0o777 == 0o551
     assert {above.stat().st_mode & 0o777 for above in list(folder.parents)[:2]} == {0o755}
     prepare(address, GroupOptions(bpffs=bpffs), parse(f"nobody:{NOBODY.pw_gid}"), shared=True).close()
     assert {pin.stat().st_mode & 0o777 for pin in folder.iterdir()} == {0o660}
-    assert folder.stat().st_mode & 0o777 == 0o550
+    assert folder.stat().st_mode & 0o777 == 0o551
+
+
+def test_links_in_the_folder(prepared, bpffs, address, tmp_path):
+    """Who had the folder can plant links in it: they are removed, and root gives away nothing that they lead to."""
+    folder = prepared(count=1)
+    secret = tmp_path / "secret"
+    secret.write_text("of root's")
+    secret.chmod(0o640)
+    before = secret.stat()
+    os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
+    (folder / "planted").symlink_to(secret)
+    prepared(count=1)
+    assert not (folder / "planted").is_symlink()
+    assert (secret.stat().st_uid, secret.stat().st_mode) == (before.st_uid, before.st_mode)
+    assert (folder.stat().st_uid, (folder / "config").stat().st_uid) == (0, NOBODY.pw_uid)
+
+
+def test_the_folder_is_not_the_owner_s(prepared, as_nobody):
+    """The owner of a prepared group can make its folder no other: not writable, and so nothing in it can be replaced."""
+    folder = prepared(count=1)
+    code = """
+(folder,) = bpffs.glob("aiolb/*/*")
+answer = []
+for action in (lambda: folder.chmod(0o700), lambda: (folder / "planted").symlink_to("/"), (folder / "prog").unlink):
+    try:
+        action()
+    except OSError as error:
+        answer.append(type(error).__name__)
+print(json.dumps(answer))
+"""
+    assert as_nobody(code) == ["PermissionError"] * 3
+    assert folder.stat().st_uid == 0
 
 
 def test_root_forgets_no_prepared_group(prepared, bpffs, address):
