@@ -222,9 +222,10 @@ class SlotTable:
         """
         with self.locked():
             changed, moves = self._dealt(changes, count or self.config.count)
-            self._maps.write_many("members", {index: member.pack() for index, member in changed.items()})
+            # Slots first: who is killed in between has changed no share, and doing it again moves what is missing.
             if moves:
                 self.move_slots(moves)
+            self._maps.write_many("members", {index: member.pack() for index, member in changed.items()})
             if count is not None and count != self.config.count:
                 self._write_config(count=count)
             return moves

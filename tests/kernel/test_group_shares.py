@@ -112,6 +112,26 @@ def test_drain_and_undrain(cluster, sources_v4):
     assert group.group.undrain(1) == {}
 
 
+def test_a_drain_that_was_cut_off(cluster, monkeypatch):
+    """Who is killed after some slots of a drain have moved has changed no share: the same drain moves the others."""
+    group = cluster(3)
+    before = group.group.slots
+
+    def killed(**_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group.group, "_write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            group.group.drain(1)
+    assert not group.memberships[1].drained
+    group.group.move_slots({slot: 1 for slot, owner in enumerate(before) if owner == 1 and slot % 2})
+    moved = group.group.drain(1)
+    assert moved.keys() == {slot for slot, owner in enumerate(before) if owner == 1 and slot % 2}
+    assert owned(group)[1] == 0
+    assert max(owned(group)) - min(owned(group)[::2]) <= 1
+
+
 def test_a_drained_member_stays_drained(cluster):
     """Another count and another process in its place leave a member drained."""
     group = cluster(3)
