@@ -34,8 +34,9 @@ class GroupOptions:
 
     ``count`` members (1 … 1,024; default 1), ``seed`` of the hash (128 bits; default random), ``strict``:
     drop when no member is alive (default: leave it to the kernel). ``key``: what is hashed (default: the source).
-    ``guard``: what is dropped before that (default: nothing). ``program``: the bytecode. ``bpffs``: where the group
-    is pinned; None makes one that is not, and that no other process finds.
+    ``guard``: what is dropped before that (default: nothing). ``program``: the bytecode (default: what is
+    shipped), and ``otherwise`` what to take where the kernel refuses that. ``bpffs``: where the group is pinned; None
+    makes one that is not, and that no other process finds.
     """
 
     count: int | None = None
@@ -44,6 +45,7 @@ class GroupOptions:
     key: Key | None = None
     guard: GuardOptions = field(default_factory=GuardOptions)
     program: ProgramSpec | None = None
+    otherwise: ProgramSpec | None = None
     protocol: str = "udp"
     bpffs: Path | None = BPFFS
 
@@ -58,7 +60,9 @@ class GroupOptions:
     @property
     def programs(self) -> tuple[ProgramSpec, ...]:
         """The bytecode, the one to prefer first."""
-        return spec.for_protocol(self.protocol) if self.program is None else (self.program,)
+        if self.program is None:
+            return spec.for_protocol(self.protocol)
+        return (self.program,) if self.otherwise is None else (self.program, self.otherwise)
 
 
 def check_count(count: int) -> None:

@@ -208,10 +208,13 @@ def _join_ebpf(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
 
 def group_options(options: JoinOptions) -> GroupOptions:
     """The group's options, with the program that was asked for. Raises CompileError."""
-    if options.compile or options.debug or options.key_file is not None:
-        compiled = compiler.compile_balancer(debug=options.debug, key_file=options.key_file)
+    if not (options.compile or options.debug or options.key_file is not None):
+        return options.group
+    compiled = compiler.compile_balancer(debug=options.debug, key_file=options.key_file)
+    if options.group.protocol != "tcp":
         return replace(options.group, program=compiled)
-    return options.group
+    migrating = compiler.compile_balancer(debug=options.debug, migrates=True)
+    return replace(options.group, program=migrating, otherwise=compiled)
 
 
 def others_on(

@@ -13,7 +13,7 @@ import pytest
 from aiolb import binding, listening, sockets
 from aiolb.address import Address, canonical
 from aiolb.bpf import classic, hashing, steering
-from aiolb.bpf.group import Group
+from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.keys import key_of
 from aiolb.bpf.steering import JoinOptions
 from aiolb.config import ServeConfig
@@ -226,3 +226,14 @@ def test_none(streams):
     found = [made.route(SOURCES) for _ in range(2)]
     assert {index for owners in found for index in owners.values()} == {0, 1, 2}
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("asked", ["compile", "debug"])
+@pytest.mark.usefixtures("compiled")
+def test_a_compiled_program(asked):
+    """What is compiled for connections moves those that wait too, where the kernel can; for datagrams it need not."""
+    options = JoinOptions(group=GroupOptions(protocol="tcp"), **{asked: True})
+    preferred, otherwise = steering.group_options(options).programs
+    assert (preferred.migrates, otherwise.migrates, preferred.name) == (True, False, otherwise.name)
+    (only,) = steering.group_options(replace(options, group=GroupOptions())).programs
+    assert not only.migrates
