@@ -109,6 +109,14 @@ def test_a_bcc_that_crashes(bcc_in):
         compiler.compile_balancer()
 
 
+def test_a_bcc_that_gives_up(bcc_in):
+    """Of all that LLVM writes before it exits, the error is told, and not the lines of the source around it."""
+    said = "int source;\\n" + "\\n" * 600 + "error: main.c:9:6: stack limit exceeded\\n\\nRunning from here\\n"
+    bcc_in({"bcc/__init__.py": f"import os\nos.write(2, b'{said}')\nos._exit(1)", "bcc/libbcc.py": ""})
+    with pytest.raises(CompileError, match=r"^bcc ended with status 1: error: main\.c:9:6: stack limit exceeded$"):
+        compiler.compile_balancer()
+
+
 def test_a_bcc_that_hangs(bcc_in, monkeypatch):
     """A compiler that does not end is ended."""
     bcc_in({"bcc/__init__.py": "import signal\nsignal.pause()", "bcc/libbcc.py": ""})

@@ -81,7 +81,8 @@ def _ask_bcc(request: dict[str, object]) -> tuple[dict[str, str], str]:
     try:
         answer: dict[str, str] = json.loads(child.stdout)
     except ValueError:
-        said = child.stderr.strip()[-500:]
+        errors = [line for line in child.stderr.splitlines() if "error:" in line]  # of LLVM, say, which then exits
+        said = errors[-1] if errors else child.stderr.strip()[-500:]
         raise CompileError(f"bcc ended with status {child.returncode}{': ' if said else ''}{said}") from None
     return answer, child.stderr
 

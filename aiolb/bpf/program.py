@@ -17,6 +17,7 @@ LICENSE = "GPL"
 
 _REPORT = "please report this with the kernel's version"
 _FOLLOWED = re.compile(r"^(\d+): \(", re.MULTILINE)  # an instruction in the verifier's log
+_STATE = re.compile(r"\d+: |; |(?:cur|old) state:|from \d+ to ")  # what it goes by, and no reason
 _INSTRUCTION = struct.Struct("=BBhi")
 _LD_IMM64 = 0x18
 _PSEUDO_MAP = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
@@ -68,7 +69,8 @@ def load_first(specs: Sequence[ProgramSpec], descriptors: Mapping[int, int]) -> 
 def _explain(error: OSError, log: str, places: Mapping[int, str] | None) -> KernelError:
     reasons = [line for line in log.splitlines() if line and not line.startswith("processed ")]
     if reasons:
-        reason = f"the verifier refused the program: {reasons[-1]}"
+        said = [line for line in reasons if not _STATE.match(line)] or reasons
+        reason = f"the verifier refused the program: {said[-1]}"
         if places is not None:
             place = _place(log, places)
             hint = "--verifier-log FILE keeps all that it said; docs/how-to/keys.md says what it asks for"

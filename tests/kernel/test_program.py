@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -120,6 +121,13 @@ def test_without_privilege(python, powerless):
         (errno.EACCES, "", PrivilegeError, "does not let this user load BPF programs"),
         (errno.EACCES, "a\nthe reason\n", VerifierError, "refused the program: the reason$"),
         (errno.EINVAL, "a\nthe reason\nprocessed 9 insns\n", VerifierError, "refused the program: the reason$"),
+        (
+            errno.EINVAL,
+            "120: (05) goto pc+0\nthe reason\ncur state: R0=1\nold state: R0=2\nprocessed 9 insns\n",
+            VerifierError,
+            "refused the program: the reason$",
+        ),
+        (errno.EINVAL, "7: (bf) r1 = r9\n", VerifierError, "refused the program: 7: "),
     ],
 )
 def test_what_the_kernel_answers(monkeypatch, number, log, kind, message):
@@ -128,7 +136,7 @@ def test_what_the_kernel_answers(monkeypatch, number, log, kind, message):
     with pytest.raises(kind) as caught:
         programs.load(as_spec(RETURN_PASS), {})
     assert type(caught.value) is kind
-    assert caught.match(message.removesuffix("$"))
+    assert re.search(message, str(caught.value))
     assert caught.value.errno == number
 
 
