@@ -100,9 +100,8 @@ def parse_ip(host: str, *, within: str | None = None) -> IPAddress:
         return canonical(ip_address(host))
     except ValueError:
         where = f" in {within!r}" if within not in (None, host) else ""
-        raise ConfigurationError(
-            f"{host!r}{where} is no IP address", hint="e.g. 127.0.0.1:10001 or [::1]:10001"
-        ) from None
+        example = "127.0.0.1 or ::1" if within is None else "127.0.0.1:10001 or [::1]:10001"
+        raise ConfigurationError(f"{host!r}{where} is no IP address", hint=f"e.g. {example}") from None
 
 
 def canonical(ip: IPAddress) -> IPAddress:

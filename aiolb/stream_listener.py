@@ -82,7 +82,7 @@ class StreamListener(Listener):
         """Accept every connection that the kernel took for this member, close the port, and wait for their handlers.
 
         Who wants to connect meanwhile is refused silently: a second later it tries again, and finds another member.
-        Where this user may not refuse, it is accepted; what comes between the last look and the end is lost, and counted.
+        Where this user may not refuse, it is accepted; what comes after the last look is lost, and counted.
         """
         await self._packets_in_flight()
         self._report_drops(time.monotonic(), last=True)

@@ -116,8 +116,16 @@ def test_mapped_addresses_are_v4(ip):
 
 def test_a_wrong_ip_without_its_context():
     """The message names the text once where there is no more of it."""
-    with pytest.raises(ConfigurationError, match=r"^'x' is no IP address"):
+    with pytest.raises(ConfigurationError, match=r"^'x' is no IP address") as caught:
         parse_ip("x", within="x")
+    assert caught.value.hint == "e.g. 127.0.0.1:10001 or [::1]:10001"
+
+
+def test_a_wrong_ip_where_no_port_is_wanted():
+    """The hint shows an address without a port where one is asked for."""
+    with pytest.raises(ConfigurationError, match=r"^'x' is no IP address") as caught:
+        parse_ip("x")
+    assert caught.value.hint == "e.g. 127.0.0.1 or ::1"
 
 
 @pytest.mark.parametrize(

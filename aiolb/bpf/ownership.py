@@ -49,8 +49,8 @@ def prepare(folder: Path, uid: int, gid: int, *, shared: bool = False) -> None:
 
     The user's processes need ``gid`` to open the folder. What is no pin in it is removed. Raises OSError.
     """
-    # The folder stays this process's own: its owner could make it writable, and plant links there that root follows when
-    # it gives pins away. If it was another user's until now, it is taken back before anything in it is touched.
+    # The folder stays this process's own: its owner could make it writable, and plant links there that root follows
+    # when it gives pins away. One that was another user's is taken back before anything in it is touched.
     take_back(folder)
     for pin in list(folder.iterdir()):
         found = pin.lstat()

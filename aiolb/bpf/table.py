@@ -211,7 +211,7 @@ class SlotTable:
         if not any(shares):
             raise ConfigurationError(
                 f"no member of the group at {self.address} would own a slot: all are drained, or have the weight 0",
-                hint="undrain one first: aiolb undrain INDEX",
+                hint="aiolb undrain INDEX, or aiolb weight INDEX 100, of one of them first",
             )
         return changed, slots.resize(self.slots, count, shares)
 

@@ -86,7 +86,7 @@ def test_somebody_must_own_the_slots(cluster):
         group.group.set_weight(2, 0)
     with pytest.raises(ConfigurationError, match="would own a slot") as refused:
         group.group.resize(2)
-    assert refused.value.hint == "undrain one first: aiolb undrain INDEX"
+    assert refused.value.hint == "aiolb undrain INDEX, or aiolb weight INDEX 100, of one of them first"
     assert (group.group.slots, group.group.config.count, group.group.shares) == (before, 3, (0, 0, 100))
 
 

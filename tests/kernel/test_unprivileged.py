@@ -339,7 +339,7 @@ def test_the_pins_of_a_prepared_group(prepared, bpffs, address):
     assert folder.stat().st_mode & 0o777 == 0o551
 
 
-def test_links_in_the_folder(prepared, bpffs, address, tmp_path):
+def test_links_in_the_folder(prepared, tmp_path):
     """Who had the folder can plant links in it: they are removed, and root gives away nothing that they lead to."""
     folder = prepared(count=1)
     secret = tmp_path / "secret"
@@ -355,7 +355,7 @@ def test_links_in_the_folder(prepared, bpffs, address, tmp_path):
 
 
 def test_the_folder_is_not_the_owner_s(prepared, as_nobody):
-    """The owner of a prepared group can make its folder no other: not writable, and so nothing in it can be replaced."""
+    """The owner of a prepared group cannot make its folder writable, and so replaces nothing in it."""
     folder = prepared(count=1)
     code = """
 (folder,) = bpffs.glob("aiolb/*/*")
