@@ -62,7 +62,8 @@ class Look:
     @property
     def oversized(self) -> tuple[tuple[int, float], ...]:
         """Slots with more load than any member's share, and their load, the largest first."""
-        found = [(slot, load) for slot, load in enumerate(self.loads) if load > self.share * (1 + 1e-9)]
+        most = self.share * (1 + 1e-9)  # once: it is a sum over all slots
+        found = [(slot, load) for slot, load in enumerate(self.loads) if load > most]
         return tuple(sorted(found, key=lambda entry: -entry[1]))
 
 
