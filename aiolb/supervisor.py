@@ -93,6 +93,7 @@ class Supervisor:
         self._endings: list[asyncio.Task[None]] = []
         self._requested: set[Callable[[], Awaitable[None]]] = set()
         self._given_up = False
+        self._joined = False
         self._started = False
         self._requests: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._stopping = asyncio.Event()
@@ -112,6 +113,7 @@ class Supervisor:
 
     async def _run(self, said: dict[str, str]) -> None:
         self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
+        self._joined = True
         said["bind"] = as_text(self._places.addresses)
         try:
             for index in range(self._places.count):
@@ -167,7 +169,7 @@ class Supervisor:
         """For metrics: all groups with all members, those of other processes too."""
         from aiolb.metrics import Observed
 
-        return [Observed(*look) for look in self._places.looks()] if self._started else []
+        return [Observed(*look) for look in self._places.looks()] if self._joined else []
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:
