@@ -28,7 +28,7 @@ help:
 	@echo "make docker-test  the images and the compose file in a Docker engine of their own; as root, 5 to 10 minutes"
 	@echo "make bytecode     compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 	@echo "make docs         the documentation as a site, in site/"
-	@echo "make reference    docs/reference/cli.md and the manual in man/, from the commands' own help"
+	@echo "make reference    docs/reference/cli.md and the manual in man/, from the commands' own help; the table of metrics"
 	@echo "make picture      docs/demo.svg, from what the demo prints; as root"
 	@echo "make wheel        a wheel in dist/, installed elsewhere and tested there"
 
@@ -69,6 +69,7 @@ docs: $(FOR_TEST)
 
 reference: $(FOR_TEST)
 	@$(VENV_PYTHON) tools/reference.py
+	@$(VENV_PYTHON) tools/metrics_table.py
 
 picture: $(FOR_TEST)
 	@$(VENV_PYTHON) tools/picture.py

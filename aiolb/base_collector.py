@@ -83,8 +83,9 @@ class BaseCollector:
         """Serve until SIGTERM, SIGINT, a takeover or ``stop()``; returns after a graceful stop.
 
         ``settings`` are the fields of :class:`aiolb.config.ServeConfig`; ``bind`` may be text, ``HOST:PORT``, or
-        several of them. Log events go to standard error, or are appended to ``log_file``, which SIGUSR1 reopens.
-        Raises ConfigurationError for settings or a class that cannot work, StartError when the start failed.
+        several of them, and ``metrics`` too. Log events go to standard error, or are appended to ``log_file``, which
+        SIGUSR1 reopens. Raises ConfigurationError for settings or a class that cannot work, StartError when the start
+        failed.
         """
         logs.configure(log_format, log_level, file=log_file, owner=privileges.owner(settings.get("user")))
         config = _configure(cls, settings)
@@ -97,6 +98,8 @@ def _configure(cls: type[BaseCollector], settings: dict[str, Any]) -> ServeConfi
     settings = {"protocol": kind_of(cls).protocol, **settings}
     if "bind" in settings:
         settings["bind"] = sockets.resolve_all(settings["bind"])
+    if isinstance(metrics := settings.get("metrics"), str):
+        settings["metrics"] = sockets.resolve(metrics, default_port=None)
     unknown = settings.keys() - {field.name for field in fields(ServeConfig)}
     if unknown:
         raise ConfigurationError(f"unknown settings: {', '.join(sorted(unknown))}")

@@ -57,6 +57,7 @@ class ServeConfig:
         loop: ``uvloop`` or ``asyncio``.
         user: ``NAME`` or ``NAME:GROUP`` to run as once it has joined; a supervisor stays, its workers run so.
         report: file that gets statistics() as JSON when the collector stops.
+        metrics: address at which Prometheus finds metrics while it serves; port 0 takes a free one, which is logged.
         bpffs: where the BPF file system is mounted.
 
     """
@@ -84,6 +85,7 @@ class ServeConfig:
     loop: str = "uvloop"
     user: str | None = None
     report: Path | None = None
+    metrics: Address | None = None
     bpffs: Path = BPFFS
 
     def __post_init__(self) -> None:

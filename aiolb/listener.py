@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 
 from aiolb import binding, logs, remarks, sockets
-from aiolb.bpf import steering
+from aiolb.bpf import snapshot, steering
 from aiolb.bpf.changes import SlotsChange
+from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group import Membership
 from aiolb.bpf.steering import Joined, JoinOptions
 from aiolb.reporter import Reporter
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from aiolb.address import Address
     from aiolb.bpf.abi import Report
+    from aiolb.bpf.snapshot import GroupSnapshot
     from aiolb.config import ServeConfig
     from aiolb.stats import SocketStatistics, StreamSocketStatistics
     from aiolb.tally import Tally
@@ -45,6 +48,17 @@ class Listener(ABC):
         """What was told last: counters, histograms and sources, with what workers before this one counted."""
         return self._reporter.latest
 
+    @property
+    def group_name(self) -> GroupName:
+        """What tells its group from others."""
+        return GroupName(self._protocol, self.address)
+
+    def look_at_group(self) -> GroupSnapshot | None:
+        """The whole group now; None where the balancer has none. Any thread may call it until ``close()``."""
+        if not isinstance(self._place, Membership):
+            return None
+        return snapshot.take(self.group_name, self._place.group)
+
     def __init__(
         self,
         address: Address,
@@ -62,6 +76,7 @@ class Listener(ABC):
         self._weight, self._drained = joined.place.weight, False
         self._sock = joined.sock
         self._index = config.index
+        self._protocol = config.protocol
         self._count = joined.place.count
         self._left = False
         self._forget = forget

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from aiolb import binding, descriptors, remarks, sockets
-from aiolb.bpf import members
+from aiolb.bpf import members, snapshot
+from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from aiolb.bpf.group import Group
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
+    from aiolb.bpf.snapshot import GroupSnapshot
     from aiolb.config import ServeConfig
 
 Given = Mapping[tuple["Address", int], socket.socket]
@@ -72,8 +74,9 @@ and one while it starts."""
 class AllPlaces:
     """The places of all members, in the groups of all addresses; owns the sockets until ``close()``."""
 
-    def __init__(self, groups: Sequence[Members], *, forget: Sequence[bool]) -> None:
+    def __init__(self, groups: Sequence[Members], *, forget: Sequence[bool], protocol: str) -> None:
         self._groups = groups
+        self._protocol = protocol
         self._forget = forget
 
     @classmethod
@@ -96,7 +99,7 @@ class AllPlaces:
             descriptors.allow(DESCRIPTORS * len(groups[0]), f"{len(groups[0]):,} workers")
             on_error.pop_all()
         # Nobody comes back to a port that the kernel chose.
-        return cls(groups, forget=[address.port == 0 for address in config.bind])
+        return cls(groups, forget=[address.port == 0 for address in config.bind], protocol=config.protocol)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -132,6 +135,14 @@ class AllPlaces:
     def groups(self) -> tuple[Group, ...]:
         """The groups that have slots: those with the eBPF balancer."""
         return tuple(members.group for members in self._groups if members.group is not None)
+
+    def looks(self) -> list[tuple[GroupName, str, GroupSnapshot | None]]:
+        """Each group's name and balancer, and all of it now where there are slots. Any thread may call it."""
+        found = []
+        for one in self._groups:
+            name = GroupName(self._protocol, one.address)
+            found.append((name, one.balancer, None if one.group is None else snapshot.take(name, one.group)))
+        return found
 
     @property
     def whole(self) -> bool:

@@ -17,6 +17,7 @@ from aiolb.config import UNITS, ServeConfig
 from aiolb.errors import AiolbError, StartError
 from aiolb.listener import Listener
 from aiolb.listeners import LISTENERS
+from aiolb.metrics_server import MetricsServer
 from aiolb.reports import check_writable, write_report
 from aiolb.stats import STATISTICS, CollectorStatistics
 from aiolb.systemd import ServiceManager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from aiolb.address import Address
     from aiolb.lifecycle import Lifecycle
+    from aiolb.metrics import Observed
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
@@ -65,15 +67,17 @@ class Server:
         """Start, serve until ``request_stop()``, SIGTERM, SIGINT or a takeover, then stop gracefully.
 
         Raises what ``start()`` raises. A second SIGINT gives up what is still being handled. SIGUSR1 reopens the log
-        file, unless the user's own code handles it. The service manager is told of the states (sd_notify(3)).
+        file, unless the user's own code handles it. The service manager is told of the states (sd_notify(3)). Metrics
+        are served until it begins to stop.
         """
         logs.MEMBER.set(self.member)
         manager = ServiceManager.from_environment()
         with signals.captured(self._signalled), reopening_log():
             try:
-                await run_until(self._stopping, self.start())
-                manager.ready()
-                await run_until(self._stopping, self.watch(manager))
+                async with MetricsServer(self.config.metrics, self._observe, wait=self.config.takeover):
+                    await run_until(self._stopping, self.start())
+                    manager.ready()
+                    await run_until(self._stopping, self.watch(manager))
             finally:
                 manager.stopping()
                 await self.stop()
@@ -214,6 +218,18 @@ class Server:
             pid=os.getpid(),
             sockets=tuple(listener.statistics() for listener in self.listeners),  # type: ignore[arg-type] # one kind
         )
+
+    def _observe(self) -> list[Observed]:
+        """For metrics: each group, and of its members this one alone, for the others tell of themselves."""
+        from aiolb.metrics import Observed
+
+        index = self.config.index
+        if self._stopped:
+            return []
+        return [
+            Observed(one.group_name, one.balancer, one.look_at_group(), only=index, told={index: one.report})
+            for one in list(self.listeners)
+        ]
 
     def report(self) -> dict[str, Any]:
         """The final statistics, and what the collector says of itself: None where that failed, which is logged."""

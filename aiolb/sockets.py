@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from aiolb.address import Address, canonical, split_host_port
+from aiolb.address import DEFAULT_PORT, Address, canonical, split_host_port
 from aiolb.bpf import syscall
 from aiolb.errors import ConfigurationError, KernelError
 
@@ -58,9 +58,9 @@ class Holder:
         return f"user {user}" if self.pid is None else f"pid {self.pid}, user {user}"
 
 
-def resolve(text: str) -> Address:
+def resolve(text: str, *, default_port: int | None = DEFAULT_PORT) -> Address:
     """Read ``HOST:PORT``; a name is resolved (getaddrinfo(3), first answer). Raises ConfigurationError."""
-    host, port = split_host_port(text)
+    host, port = split_host_port(text, default_port=default_port)
     with suppress(ValueError):  # getaddrinfo(3) would lose the interface of fe80::1%eth0
         return Address(str(canonical(ip_address(host))), port)
     try:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,6 +20,7 @@ from aiolb.balancing import RebalancePolicy, SlotWatches, keep_even
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
+from aiolb.metrics_server import MetricsServer
 from aiolb.places import AllPlaces, Places
 from aiolb.reports import check_writable, write_report
 from aiolb.stats import STATISTICS
@@ -28,6 +29,9 @@ from aiolb.supervised import SupervisedMember, WorkerPolicy
 from aiolb.systemd import Inherited, ServiceManager
 from aiolb.waiting import happens
 from aiolb.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from aiolb.metrics import Observed
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at workers and places."""
@@ -89,9 +93,11 @@ class Supervisor:
         self._endings: list[asyncio.Task[None]] = []
         self._requested: set[Callable[[], Awaitable[None]]] = set()
         self._given_up = False
+        self._joined = False
         self._started = False
         self._requests: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._stopping = asyncio.Event()
+        self._metrics = MetricsServer(config.metrics, self._observe, wait=config.takeover)
         self._places: AllPlaces
 
     async def run(self) -> None:
@@ -102,16 +108,21 @@ class Supervisor:
         if self._config.user is not None:
             privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
-            self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
-            said["bind"] = as_text(self._places.addresses)
-            try:
-                for index in range(self._places.count):
-                    self._store.keep(self._places.of(index))
-                await self._start()
-                self._started = True
-                await self._supervise()
-            finally:
-                await self._stop()
+            async with self._metrics:
+                await self._run(said)
+
+    async def _run(self, said: dict[str, str]) -> None:
+        self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
+        self._joined = True
+        said["bind"] = as_text(self._places.addresses)
+        try:
+            for index in range(self._places.count):
+                self._store.keep(self._places.of(index))
+            await self._start()
+            self._started = True
+            await self._supervise()
+        finally:
+            await self._stop()
 
     def restart(self) -> None:
         """Replace all workers, one at a time, as SIGHUP does; a new one that fails leaves the old ones at work.
@@ -148,6 +159,17 @@ class Supervisor:
         self._manager.ready(self._status())
         steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
         _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
+        if self._config.metrics is not None and not self._places.groups:
+            reason = f"the balancer {self._places.balancer} has no memory in which members tell of themselves"
+            _log.warning(
+                "metrics_limited", reason=reason, hint="only the ebpf balancer has metrics of each member here"
+            )
+
+    def _observe(self) -> list[Observed]:
+        """For metrics: all groups with all members, those of other processes too."""
+        from aiolb.metrics import Observed
+
+        return [Observed(*look) for look in self._places.looks()] if self._joined else []
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:
@@ -356,6 +378,7 @@ class Supervisor:
     async def _stop(self) -> None:
         self._stopping.set()
         self._manager.stopping()
+        await self._metrics.close()
         if self._started:
             _log.info("stopping", graceful_timeout=self._config.graceful_timeout, kept=self._store.complete)
         try:

@@ -141,6 +141,8 @@ FLOORS = {
     "aiolb.lifecycle": 0,
     "aiolb.binding": 4,
     "aiolb.listener": 8,
+    "aiolb.metrics": 8,
+    "aiolb.metrics_server": 9,
     "aiolb.datagram_listener": 9,
     "aiolb.stream_listener": 9,
     "aiolb.listeners": 10,

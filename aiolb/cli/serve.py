@@ -147,6 +147,11 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
     help="Write the statistics as JSON to this file when stopped.",
 )
 @click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus here: of this member, or of a supervisor's members; port 0 takes a free one.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["console", "json"]),
     default="console",
@@ -176,6 +181,7 @@ def serve(
     log_format: str,
     log_level: str,
     log_file: Path | None,
+    metrics: str | None,
     **settings: Any,
 ) -> None:
     """Receive datagrams, or connections, as one member of a group, or with --workers as all of them.
@@ -191,6 +197,7 @@ def serve(
     supervision = {name: value for name, value in supervision.items() if value is not None}
     if "reload" in supervision:  # without workers nothing could be restarted
         supervision.setdefault("workers", 1)
+    settings["metrics"] = None if metrics is None else _resolved(metrics)
     config = ServeConfig(**settings)  # wrong numbers are told before anything heavy is imported
     log = {"log_format": log_format, "level": log_level, "file": log_file and str(log_file.absolute())}
     if "workers" in supervision:
@@ -210,6 +217,12 @@ def serve(
             log_file=log_file,
             **{name: getattr(config, name) for name in settings},
         )
+
+
+def _resolved(metrics: str) -> Any:
+    from aiolb import sockets
+
+    return sockets.resolve(metrics, default_port=None)
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""Writes the table of all metrics into docs/reference/metrics.md, between its two marks: `make reference`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from aiolb import metrics
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
+BEGIN, END = "<!-- the table: make reference -->\n", "<!-- end of the table -->\n"
+
+
+def with_table(text: str) -> str:
+    """The document with the table as it is to be."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{metrics.table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
+    sys.stdout.write(f"wrote {DOCUMENT}\n")
