@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 
 import click
 
 
 def version_text() -> str:
     """What ``--version`` prints. The digest is that of the bytecode: a group says which one it runs."""
+    from importlib.metadata import version
+
     from aiolb.bpf import spec
     from aiolb.bpf.abi import LAYOUT_VERSION
 
