@@ -122,7 +122,7 @@ def parse_source(
 ) -> tuple[IPAddress, int | None]:
     """The source, and the port where it is told: of an IP address, ``HOST:PORT``, or a socket's address.
 
-    Raises ConfigurationError.
+    An IPv6 address alone may do without brackets. Raises ConfigurationError.
     """
     if isinstance(addr, tuple):
         return parse_ip(addr[0]), addr[1]
@@ -132,5 +132,5 @@ def parse_source(
         return canonical(addr), None
     with suppress(ValueError):
         return canonical(ip_address(addr)), None
-    found = parse_address(addr, default_port=None)
-    return found.ip, found.port
+    host, port = split_host_port(addr, default_port=0)
+    return parse_ip(host, within=addr), port or None

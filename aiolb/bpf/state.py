@@ -90,12 +90,7 @@ class GroupState(SlotTable):
 
     def location(self, source: IPAddress, port: int | None = None) -> Location:
         """The same with its slot, the slot's owner, and the process."""
-        key = self.key
-        data = key.bytes_of(source, port)
-        if data is None:
-            also = ", but the sender's port too" if key.kind == abi.KEY_FLOW else ""
-            raise ConfigurationError(f"the key {key} of the group at {self.address} is not the source{also}")
-        return self._location_of(data)
+        return self._location_of(self._bytes_of(source, port))
 
     def locate_key(self, low: int, high: int) -> int | None:
         """As :meth:`locate` for ``set_key(key, low, high)`` of a key file. Raises ConfigurationError without one."""

@@ -57,11 +57,15 @@ class SlotTable:
 
         ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the slot.
         """
-        key = self.key.bytes_of(source, port)
-        if key is None:
-            needs = "HOST:PORT tells the slot" if self.config.key == abi.KEY_FLOW else "no address tells the slot"
-            raise ConfigurationError(f"the key of the group at {self.address} is {self.key}: {needs}")
-        return slot_of(self.config.seed, key)
+        return slot_of(self.config.seed, self._bytes_of(source, port))
+
+    def _bytes_of(self, source: IPAddress, port: int | None) -> bytes:
+        """What is hashed for a source. Raises ConfigurationError where source and port do not tell it."""
+        key = self.key
+        if (data := key.bytes_of(source, port)) is None:
+            also = ", but the sender's port too" if key.kind == abi.KEY_FLOW else ""
+            raise ConfigurationError(f"the key {key} of the group at {self.address} is not the source{also}")
+        return data
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -71,7 +75,7 @@ class SlotTable:
     @property
     def weights(self) -> tuple[tuple[int, bool], ...]:
         """The weight of each member, and whether it is drained."""
-        return tuple((member.weight, bool(member.drained)) for member in self._members()[: self.config.count])
+        return tuple((member.weight, bool(member.drained)) for member in self.holders())
 
     def alive(self) -> set[int]:
         """The indexes that live sockets hold."""

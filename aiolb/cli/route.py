@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiolb.address import parse_source
 from aiolb.bpf.discovery import GroupName
 from aiolb.cli.groups import group_option, opened
 from aiolb.errors import ConfigurationError
@@ -66,7 +67,7 @@ def route(
     the sender's; the key flow needs it. With --count and --seed no group is looked at: it is what a new group with
     this count, in which all members are alive, would do.
     """
-    wanted = [_parse(source) for source in sources]
+    wanted = [parse_source(source) for source in sources]
     if count is None and seed is None and key is None:
         steering = _of_group(group, bpffs)
     elif count is None or seed is None or group is not None:
@@ -80,19 +81,6 @@ def route(
         click.echo(json.dumps({"routes": [asdict(one) for one in routes]}))
     else:
         _show(routes)
-
-
-def _parse(text: str) -> tuple[IPAddress, int | None]:
-    """A source with or without a port; an IPv6 address alone may do without brackets."""
-    from ipaddress import ip_address
-
-    from aiolb.address import canonical, parse_ip, split_host_port
-
-    try:
-        return canonical(ip_address(text)), None
-    except ValueError:
-        host, port = split_host_port(text, default_port=0)
-    return parse_ip(host, within=text), port or None
 
 
 def _of_group(group: GroupName | None, bpffs: Path) -> Steering:
