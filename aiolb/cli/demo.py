@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
+from aiolb.bpf.abi import MAX_MEMBERS
+from aiolb.cli.groups import bpffs_option
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -45,13 +46,7 @@ if TYPE_CHECKING:
     help="auto: eBPF, or the classic balancer where privileges are missing.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-@click.option(
-    "--bpffs",
-    type=click.Path(path_type=Path),
-    default=BPFFS,
-    show_default=True,
-    help="Where the BPF file system is mounted.",
-)
+@bpffs_option
 @click.pass_context
 def demo(ctx: click.Context, /, members: int, as_json: bool, balancer: str, bpffs: Path, **flood: Any) -> None:
     """Show that every source stays on one member.

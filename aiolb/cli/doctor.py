@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiolb.bpf.abi import BPFFS
+from aiolb.cli.groups import bpffs_option
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -20,13 +20,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 @click.command()
 @click.argument("addresses", nargs=-1, metavar="[HOST:PORT]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
-@click.option(
-    "--bpffs",
-    type=click.Path(path_type=Path),
-    default=BPFFS,
-    show_default=True,
-    help="Where the BPF file system is mounted.",
-)
+@bpffs_option
 @click.pass_context
 def doctor(ctx: click.Context, addresses: tuple[str, ...], as_json: bool, bpffs: Path) -> None:
     """Say what could keep a collector from working well here, and what mends it.
