@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 import structlog
 import uvloop
@@ -93,6 +94,17 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def namespaces(
+    tmp_path: Path, missing: Callable[[str], None], needs: Callable[[str, str], str]
+) -> Iterator[documents.Namespaces]:
+    """A network and a mount namespace with a bpffs, for the commands of a document, which run in ``tmp_path``."""
+    if os.geteuid() != 0:
+        missing("needs root, for namespaces and the eBPF balancer")
+    with documents.opened(tmp_path, needs("ip", "iproute2")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

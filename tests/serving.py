@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from aiolb.cli.members import MemberProcess
 
+AIOLB = (sys.executable, "-m", "aiolb")
+"""The command line, as a process of its own."""
 DEADLINE = 20
 """Seconds after which something that must happen counts as not happening."""
 

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
-import pytest
-from documents import ROOT, blocks, commands, opened
+from documents import ROOT, blocks, commands
 
 PAGE = "docs/how-to/balance.md"
-
-
-@pytest.fixture
-def namespaces(tmp_path, needs, missing):
-    """Namespaces in which every port is free."""
-    if os.geteuid() != 0:
-        missing("namespaces and bpffs are root's")
-    with opened(tmp_path, needs("ip", "iproute2")) as made:
-        yield made
 
 
 def test_the_commands_run(namespaces):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 
 import pytest
-from documents import ENVIRONMENT, ROOT, blocks, commands, opened
+from documents import ENVIRONMENT, ROOT, blocks, commands
 
 from aiolb.bpf.abi import BUCKET_SETS, BUCKET_WAYS, MAX_RULES
 
@@ -26,14 +25,11 @@ for source, number in (("127.1.9.1", 4), ("127.1.8.1", 2), ("127.2.0.1", 3)):
 
 
 @pytest.fixture
-def namespaces(tmp_path, missing, needs):
+def namespaces(namespaces, tmp_path):
     """Namespaces with the file of the how-to in the working directory."""
-    if os.geteuid() != 0:
-        missing("needs root, for namespaces and the eBPF balancer")
     (tmp_path / "exporters.txt").write_text(blocks(DOCUMENT, "text")[0])
     (tmp_path / "send.py").write_text(SEND)
-    with opened(tmp_path, needs("ip", "iproute2")) as namespaces:
-        yield namespaces
+    return namespaces
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 
 import pytest
-from documents import ENVIRONMENT, commands, opened
+from documents import ENVIRONMENT, commands
 
 DOCUMENT = "docs/how-to/trace.md"
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
-
-
-@pytest.fixture
-def namespaces(needs, missing, tmp_path):
-    """Namespaces for the commands of the document."""
-    if os.geteuid() != 0:
-        missing("network and mount namespaces need root")
-    with opened(tmp_path, needs("ip", "iproute2")) as namespaces:
-        yield namespaces
 
 
 def test_commands(namespaces):

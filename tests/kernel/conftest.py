@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import serving
 
 from aiolb import sockets
 from aiolb.address import Address, IPAddress, canonical
@@ -416,6 +417,17 @@ def _drain(sock: socket.socket) -> Iterator[tuple[bytes, IPAddress, int]]:
         except BlockingIOError:
             return
         yield payload, canonical(ip_address(addr[0])), addr[1]
+
+
+@pytest.fixture
+def aiolb(bpffs: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command that is expected to end: ``aiolb("serve", ...)``; not to be used for one that stays."""
+
+    def run(*arguments: str, prefix: Sequence[str] = (), bpffs: Path = bpffs) -> subprocess.CompletedProcess[str]:
+        command = [*prefix, *serving.AIOLB, *arguments, "--bpffs", str(bpffs)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=serving.DEADLINE, check=False)
+
+    return run
 
 
 @pytest.fixture

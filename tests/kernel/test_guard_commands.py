@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-import subprocess
-import sys
 from contextlib import AsyncExitStack, closing
 
 import pytest
@@ -15,8 +13,6 @@ import supervision
 
 from aiolb.address import Address
 from aiolb.bpf.group import Group
-
-AIOLB = [sys.executable, "-m", "aiolb"]
 
 Supervised, script = supervision.Supervised, supervision.script
 
@@ -73,17 +69,6 @@ async def start(bpffs, tmp_path, address):
             return member
 
         yield start
-
-
-@pytest.fixture
-def aiolb(bpffs):
-    """Run a command that is expected to end."""
-
-    def run(*arguments, prefix=(), bpffs=bpffs):
-        command = [*prefix, *AIOLB, *arguments, "--bpffs", str(bpffs)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=serving.DEADLINE, check=False)
-
-    return run
 
 
 @pytest.fixture

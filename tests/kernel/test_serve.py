@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
@@ -26,8 +25,7 @@ from aiolb.config import ServeConfig
 from aiolb.errors import UnsupportedError
 from aiolb.server import Server
 
-AIOLB = [sys.executable, "-m", "aiolb"]
-DEADLINE, Member = serving.DEADLINE, serving.Member
+AIOLB, DEADLINE, Member = serving.AIOLB, serving.DEADLINE, serving.Member
 NO_CAPABILITIES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
 
 
@@ -45,17 +43,6 @@ async def start(bpffs, tmp_path):
             return member
 
         yield start
-
-
-@pytest.fixture
-def aiolb(bpffs):
-    """Run a command that is expected to end: ``aiolb("serve", ...)``; not to be used for one that stays."""
-
-    def run(*arguments, prefix=(), bpffs=bpffs):
-        command = [*prefix, *AIOLB, *arguments, "--bpffs", str(bpffs)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-
-    return run
 
 
 @pytest.fixture
