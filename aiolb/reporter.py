@@ -37,7 +37,7 @@ _ADDED = (
 )
 _SKETCH = struct.Struct(f"={SKETCH_WORDS}Q")
 _TOP = struct.Struct(f"={TOP_WORDS}Q")
-_SOURCE = struct.Struct("=16sQ")
+_SOURCE = struct.Struct("=16sQQ")
 
 
 class Reporter:
@@ -69,6 +69,7 @@ class Reporter:
             former = replace(Report.unpack(bytes(Report.STRUCT.size)), cookie=cookie)
         self._former = former
         self._top = _top_of(former)
+        self._looked_ns = time.monotonic_ns()
         now = time.time_ns()
         self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
         """The last report."""
@@ -112,12 +113,16 @@ class Reporter:
     def _look_at_sources(self) -> None:
         if self._receiver is None:
             return
-        self._top.add(*self._receiver.senders())
+        counts, missed = self._receiver.senders()
+        self._top.add(counts, missed)
+        before, self._looked_ns = self._looked_ns, time.monotonic_ns()
+        top = self._top.busiest(counts, TOP_SOURCES)
         self.latest = replace(
             self.latest,
             sources=self._top.sources,
             top_error=self._top.error,
-            top=_words_of(self._top.most(TOP_SOURCES)),
+            top_others=self._top.most_without({host for host, _, _ in top}),
+            top=_words_of(top, max(self._looked_ns - before, 1)),
             sketch=_SKETCH.unpack(sketch.union(_SKETCH.pack(*self._former.sketch), self._receiver.sketch)),
         )
 
@@ -127,16 +132,18 @@ def _sums(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
 
 
 def _top_of(report: Report) -> sketch.TopSources:
-    """Go on from the sources that a report names; the others may have sent as much as the last of them."""
+    """Go on from the sources that a report names; others may have sent what it says of them."""
     counts = {
         str(canonical(IPv6Address(source))): count
-        for source, count in _SOURCE.iter_unpack(_TOP.pack(*report.top))
+        for source, count, _ in _SOURCE.iter_unpack(_TOP.pack(*report.top))
         if count
     }
-    error = min(counts.values()) if report.sources != len(counts) else 0
-    return sketch.TopSources(counts, report.top_error + error)
+    return sketch.TopSources(counts, report.top_error + report.top_others)
 
 
-def _words_of(top: Sequence[tuple[str, int]]) -> tuple[int, ...]:
-    entries = b"".join(_SOURCE.pack(sketch.packed(ip_address(host)), count) for host, count in top)
+def _words_of(top: Sequence[tuple[str, int, int]], nanoseconds: int) -> tuple[int, ...]:
+    entries = b"".join(
+        _SOURCE.pack(sketch.packed(ip_address(host)), count, recent * 10**12 // nanoseconds)
+        for host, count, recent in top
+    )
     return _TOP.unpack(entries.ljust(_TOP.size, b"\0"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from heapq import nlargest
 
 from aiolb.address import IPAddress, canonical
 
@@ -89,9 +90,18 @@ class TopSources:
         """How many there are, exactly; 0 when some were not kept."""
         return 0 if self.error else len(self._counts)
 
-    def most(self, number: int) -> list[tuple[str, int]]:
-        """The sources that sent most, and what each sent."""
-        return self._counts.most_common(number)
+    def busiest(self, recent: Mapping[str, int], number: int) -> list[tuple[str, int, int]]:
+        """The sources that sent most ``recent`` datagrams, then those that sent most; what each sent, and recently."""
+
+        def busy(source: str) -> tuple[int, int]:
+            return recent.get(source, 0), self._counts[source]
+
+        found = nlargest(number, self._counts.keys() | recent.keys(), key=busy)
+        return [(source, max(self._counts[source], recent.get(source, 0)), recent.get(source, 0)) for source in found]
+
+    def most_without(self, sources: Container[str]) -> int:
+        """What another source than these sent at most, but for ``error``."""
+        return max((count for source, count in self._counts.items() if source not in sources), default=0)
 
 
 def sketch_of(sources: Iterable[IPAddress]) -> bytes:

@@ -53,7 +53,22 @@ def test_few_senders_are_counted_exactly():
     top = sketch.TopSources()
     top.add({"127.0.0.1": 3, "127.0.0.2": 5})
     top.add({"127.0.0.1": 4})
-    assert (top.most(16), top.error) == ([("127.0.0.1", 7), ("127.0.0.2", 5)], 0)
+    assert (top.busiest({}, 16), top.error) == ([("127.0.0.1", 7, 0), ("127.0.0.2", 5, 0)], 0)
+
+
+def test_the_busiest_are_those_of_now():
+    """Who sends now comes before who has sent most, and neither count is too high."""
+    top = sketch.TopSources()
+    top.add({f"10.0.{n >> 8}.{n & 255}": 1000 for n in range(sketch.MOST)})
+    recent = {"127.0.0.1": 3, "10.0.0.9": 3, "127.0.0.2": 4}
+    top.add(recent)
+    # The two new ones pushed the least ones out, themselves among them.
+    assert top.error == 4
+    found = top.busiest(recent, 4)
+    assert [(host, new) for host, _, new in found[:3]] == [("127.0.0.2", 4), ("10.0.0.9", 3), ("127.0.0.1", 3)]
+    assert [count for _, count, _ in found] == [4, 999, 3, 996]
+    assert top.most_without({"10.0.0.9"}) == 996
+    assert sketch.TopSources().most_without(set()) == 0
 
 
 @given(batches=st.lists(hosts, max_size=30), missed=st.integers(0, 10))
@@ -64,7 +79,7 @@ def test_the_error_bound(batches, missed):
         top.add(batch)
         truth.update(batch)
     top.add({}, missed)
-    found = dict(top.most(sketch.MOST + 1))
+    found = {host: count for host, count, _ in top.busiest({}, sketch.MOST + 1)}
     assert len(found) <= sketch.MOST
     assert top.error <= missed + truth.total() / (sketch.MOST + 1)
     for host, count in truth.items():

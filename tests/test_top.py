@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
@@ -21,9 +22,9 @@ NOTHING = Report.unpack(bytes(Report.STRUCT.size))
 def words(sources):
     """The sources of a report that sent most, as it holds them."""
     found = []
-    for source, count in sources.items():
+    for source, (count, rate) in sources.items():
         packed = IPv6Address(f"::ffff:{source}").packed
-        found += [int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little"), count]
+        found += [int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little"), count, rate * 1000]
     return (*found, *[0] * (TOP_WORDS - len(found)))
 
 
@@ -67,6 +68,11 @@ def texts(remembered, **view):
         line.plain
         for line in frame(remembered, View(**({"sort": "rate", "interval": 1, "width": 80} | view)), "12:00:00")
     ]
+
+
+def rows(told):
+    """The lines of members, split."""
+    return [line.split() for line in told if re.match(r" *\d+ +(alive|dead|drained|silent)\b", line)]
 
 
 def test_rates():
@@ -134,22 +140,26 @@ def test_sorts(by, order):
 
 
 def test_sources():
-    """Sources are sorted by their rate now; what several members had of one is added up."""
+    """Sources are sorted by their rate now, however much others have sent; what several members had is added up."""
     remembered = history(
-        group(member(0, sources={"1.1.1.1": 1000, "2.2.2.2": 10}), member(1, sources={"2.2.2.2": 5})),
         group(
-            member(0, second=2, sources={"1.1.1.1": 1010, "2.2.2.2": 30, "3.3.3.3": 14}),
-            member(1, second=2, sources={"2.2.2.2": 65}),
-            second=2,
+            member(0, sources={"1.1.1.1": (1010, 5), "2.2.2.2": (30, 10), "3.3.3.3": (14, 2)}),
+            member(1, sources={"2.2.2.2": (65, 30)}),
         ),
     )
     found = [(row.source, row.member, row.rate, row.received) for row in remembered.sources]
-    # The third one may have sent 10 before without being named.
     assert found == [
         (ip_address("2.2.2.2"), 1, 40, 95),
         (ip_address("1.1.1.1"), 0, 5, 1010),
         (ip_address("3.3.3.3"), 0, 2, 14),
     ]
+
+
+def test_sources_of_who_tells_nothing():
+    """What a member told before it died or hung is no rate of now."""
+    silent = replace(member(0, sources={"1.1.1.1": (1010, 5)}), state=State.SILENT)
+    (row,) = history(group(silent)).sources
+    assert (row.rate, row.received) == (0, 1010)
 
 
 def test_bars():
@@ -169,7 +179,7 @@ def crowd(members):
             second=second,
             received=second * (index + 1) * 1000,
             kernel_drops=second * index,
-            sources={f"10.{index >> 8}.{index & 255}.{low}": 1 + second * low for low in range(1, 9)},
+            sources={f"10.{index >> 8}.{index & 255}.{low}": (1 + second * low, low) for low in range(1, 9)},
         )
 
     looks = (group(*(of(index, second) for index in range(members)), second=second) for second in range(3))
@@ -185,7 +195,7 @@ def test_frames_fit(members, width, height):
     if height >= 12:
         assert len(told) <= height
         assert any(line.startswith("10.") for line in told)
-    assert told[4].split()[:2] == [str(members - 1), "alive"]
+    assert rows(told)[0][:2] == [str(members - 1), "alive"]
 
 
 def test_without_a_height():
@@ -198,7 +208,7 @@ def test_without_a_height():
 def test_scrolling():
     """The members from the chosen one on are shown, but never fewer than there is room for."""
     remembered = crowd(128)
-    assert texts(remembered, sort="member", height=24, first=7)[4].split()[0] == "7"
+    assert rows(texts(remembered, sort="member", height=24, first=7))[0][0] == "7"
     last = texts(remembered, sort="member", height=24, first=999)
     assert "of 128 members" in "".join(last)
     assert [line.split()[0] for line in last if " alive " in line][-1] == "127"
@@ -208,8 +218,10 @@ def test_the_first_look():
     """Before the second look there are no rates, and no number is made up."""
     told = texts(history(group(member(0, received=5), member(1, cookie=False))))
     assert told[0].startswith("udp 127.0.0.1:9000  1 of 2 members alive")
-    assert told[4].split() == ["0", "alive", "-", "-", "0%", "-", "-"]
-    assert told[5].split()[:3] == ["1", "dead", "-"]
+    alive, dead = rows(told)
+    assert (alive[:2], set(alive[2:])) == (["0", "alive"], {"-", "0%"})
+    assert dead[:3] == ["1", "dead", "-"]
+    assert told[2] == "member 1 is dead, others get the sources (see: aiolb status 127.0.0.1:9000)"
 
 
 def test_keys():
@@ -221,4 +233,55 @@ def test_keys():
     assert _chosen(view, "jd", 3).first == 0
     assert (_chosen(view, "++", 3).interval, _chosen(view, "----", 3).interval) == (4, 0.5)
     assert _chosen(view, "+" * 20, 3).interval == 60
-    assert _chosen(view, "x\x1b[A", 3) == view
+    assert _chosen(view, "x\x1b[15~", 3) == view
+
+
+def test_keys_that_are_sequences():
+    """The arrows scroll by one member, Page Down and Up by ten; no letter in a sequence is a key of its own."""
+    view = View("rate", 1, 80)
+    assert _chosen(view, "\x1b[B\x1bOB\x1b[A", 128).first == 1
+    assert _chosen(view, "\x1b[6~\x1b[6~\x1b[5~", 128).first == 10
+    assert _chosen(view, "\x1bOdj", 128) == replace(view, first=1)
+
+
+@pytest.mark.parametrize("by", SORTS)
+@pytest.mark.parametrize("width", [40, 56, 80])
+def test_what_is_sorted_by_is_shown(by, width):
+    """However narrow the terminal is, the column that members are sorted by is there."""
+    titles = {"rate": "RATE/S", "drops": "DROPS/S", "queue": "QUEUE", "errors": "ERRORS/S", "p99": "P99"}
+    (line,) = [line for line in texts(crowd(3), sort=by, width=width) if line.startswith("MEMBER")]
+    assert titles.get(by, "MEMBER") in line.split()
+
+
+@pytest.mark.parametrize("width", range(30, 130, 7))
+def test_no_number_is_cut(width):
+    """What does not fit into a line of the head is left out whole."""
+    remembered = crowd(3)
+    remembered.counters = {"guard drops": 12_345.0, "failovers": 7.0}
+    whole = [word for line in texts(remembered, width=1000)[:3] for word in line.split()]
+    for line in texts(remembered, width=width)[:3]:
+        for part in line.split("  "):
+            if part.endswith("/s"):
+                assert part.split()[-1] in whole
+    assert "guard drops 12.3k/s  failovers 7/s" in texts(remembered, width=80)
+
+
+def test_where_else_packets_go():
+    """What the guard drops and what dead members leave to others is told as a rate, once there is any."""
+    before, after = group(member(0)), group(member(0, second=2), second=2)
+    after = replace(after, kernel=replace(after.kernel, denied=10, limited=30, failovers=4))
+    assert history(before, before).counters == {}
+    assert history(before, after).counters == {"failovers": 2, "guard drops": 20}
+    assert history(after, replace(after, taken=60)).counters == {"failovers": 0, "guard drops": 0}
+
+
+def test_half_a_screen_is_for_members():
+    """On a low screen sources do not push the members out."""
+    told = texts(crowd(3), height=14)
+    assert len(rows(told)) == 3
+
+
+def test_the_bars_say_how_long_they_are():
+    """The title of the bars is the time that they span."""
+    assert sum("LAST 10s" in line for line in texts(crowd(3), width=80)) == 1
+    assert sum("LAST 2m" in line for line in texts(crowd(3), width=130, interval=5)) == 1

@@ -12,7 +12,7 @@ from zlib import crc32
 BPFFS = Path("/sys/fs/bpf")
 """Where a BPF file system is mounted by convention."""
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 SLOT_COUNT = 16384
 MAX_MEMBERS = 1024
 MAX_TRIES = 16
@@ -49,7 +49,7 @@ TIME_BUCKETS = 40
 SIZE_BUCKETS = 16
 SKETCH_WORDS = 128
 TOP_SOURCES = 16
-TOP_WORDS = 3 * TOP_SOURCES
+TOP_WORDS = 4 * TOP_SOURCES
 
 DEFAULT_WEIGHT = 100
 """Of a member that nobody has given another one."""
@@ -178,7 +178,7 @@ class Report(Layout):
         "sketch": SKETCH_WORDS,
         "top": TOP_WORDS,
     }
-    STRUCT: ClassVar[struct.Struct] = struct.Struct("=" + "Q" * (24 + sum(ARRAYS.values())))
+    STRUCT: ClassVar[struct.Struct] = struct.Struct("=" + "Q" * (25 + sum(ARRAYS.values())))
 
     checksum: int
     cookie: int
@@ -207,6 +207,7 @@ class Report(Layout):
     batch_sizes: tuple[int, ...]
     sketch: tuple[int, ...]
     top_error: int
+    top_others: int
     top: tuple[int, ...]
 
     def pack(self) -> bytes:

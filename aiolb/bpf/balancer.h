@@ -4,7 +4,7 @@
 #ifndef AIOLB_BALANCER_H
 #define AIOLB_BALANCER_H
 
-#define LAYOUT_VERSION 2	/* first word of `config`; changes whenever a layout below does */
+#define LAYOUT_VERSION 3	/* first word of `config`; changes whenever a layout below does */
 #define SLOT_COUNT 16384	/* hash slots; a power of two */
 #define MAX_MEMBERS 1024	/* places in a group */
 #define MAX_TRIES 16		/* slots tried by hash */
@@ -41,7 +41,7 @@
 #define SIZE_BUCKETS 16		/* of a report: bucket i has the batches of fewer than 2^i datagrams */
 #define SKETCH_WORDS 128	/* of a report: 8 registers of a HyperLogLog sketch each */
 #define TOP_SOURCES 16		/* in a report */
-#define TOP_WORDS 48		/* 3 for each of them */
+#define TOP_WORDS 64		/* 4 for each of them */
 
 /* Placeholders for the maps' descriptors: the loader patches the real ones into the bytecode. */
 #define MAP_TARGETS 1
@@ -121,7 +121,9 @@ struct report {
 	u64 batch_sizes[16];	/* SIZE_BUCKETS: datagrams that one call of the receiver handed out */
 	u64 sketch[128];	/* SKETCH_WORDS: of all sources seen */
 	u64 top_error;		/* what a count below may lack */
-	u64 top[48];		/* TOP_SOURCES: source (network byte order; IPv4 as ::ffff:a.b.c.d), datagrams */
+	u64 top_others;		/* what a source that is not below may have sent, but for top_error */
+	u64 top[64];		/* TOP_SOURCES, those that send most now: source (network byte order; IPv4 as ::ffff:a.b.c.d),
+				 * datagrams, and thousandths of a datagram per second */
 };
 
 /* slots: array of 1, SLOT_COUNT u16: the member that owns the slot. User space maps it and writes one at a time.

@@ -54,6 +54,19 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TopSource:
+    """One of the sources that send most to a member.
+
+    ``received`` datagrams since the socket joined, at most the report's ``top_error`` too low; ``rate`` of them a
+    second, about a second ago, and 0 when the collector tells nothing any more. Neither is ever too high.
+    """
+
+    source: IPAddress
+    received: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemberSnapshot:
     """One member: what the kernel counted for its place, and what its collector told of its socket.
 
@@ -99,12 +112,17 @@ class MemberSnapshot:
         return _words(self.told.sketch) if self.told else bytes(sketch.REGISTERS)
 
     @property
-    def top(self) -> list[tuple[IPAddress, int]]:
-        """The sources that sent most, and their datagrams, at most ``told.top_error`` too low."""
+    def top(self) -> list[TopSource]:
+        """The sources that send most now, the busiest first."""
         if self.told is None:
             return []
-        entries = struct.iter_unpack("=16sQ", _words(self.told.top))
-        return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
+        alive = self.state is State.ALIVE
+        entries = struct.iter_unpack("=16sQQ", _words(self.told.top))
+        return [
+            TopSource(canonical(IPv6Address(source)), received, rate / 1000 if alive else 0.0)
+            for source, received, rate in entries
+            if received
+        ]
 
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
@@ -132,7 +150,9 @@ class MemberSnapshot:
             "sources": self.sources,
             "handler_p50_ns": self.handler_ns(50),
             "handler_p99_ns": self.handler_ns(99),
-            "top_sources": [{"source": str(source), "received": count} for source, count in self.top],
+            "top_sources": [
+                {"source": str(one.source), "received": one.received, "rate": one.rate} for one in self.top
+            ],
             "top_error": told.top_error if told else None,
         }
 

@@ -182,7 +182,7 @@ def _show(summary: Summary) -> None:
     for member in summary.members:
         share = member.datagrams / (summary.received or 1)
         table.add_row(str(member.member), f"{member.sources:,}", f"{member.datagrams:,}", f"{share:.1%}")
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(
         f"sent {summary.sent:,}, received {summary.received:,}, lost {summary.lost:,}, "

@@ -58,7 +58,7 @@ def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     width = max(len(one.check) for one in found)
     for one in found:
         level = one.level.value

@@ -116,7 +116,7 @@ def _others(statistics: GuardStatistics) -> str:
 def _show(name: GroupName, statistics: GuardStatistics) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(f"guard of the group at {name}\n")
     if statistics.rules:
         console.print(_rules(statistics))

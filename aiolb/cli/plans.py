@@ -68,7 +68,7 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     if look.plan is None:
         click.echo(_why_nothing(look, bound))
     else:
-        console = Console(highlight=False)
+        console = Console(markup=False, highlight=False)
         console.print(_members(look, seconds))
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))

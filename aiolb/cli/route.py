@@ -125,7 +125,7 @@ def _show(routes: Sequence[Route]) -> None:
         Column("STATE", ["alive" if one.owner_alive else "dead" for one in routes], 0, left=True),
         Column("NOW AT", ["nobody" if one.member is None else str(one.member) for one in routes], 0),
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     for line in lines(columns, ["" if one.owner_alive else "bold red" for one in routes]):
         console.print(line)
 

@@ -15,12 +15,14 @@ import click
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
 from aiolb.cli.groups import GroupType, bpffs_option
+from aiolb.cli.texts import folded
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot
+    from aiolb.cli.hints import Hint
     from aiolb.cli.table import Column
 
 _STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
@@ -117,37 +119,38 @@ def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
 def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: bool) -> None:
     from rich.console import Console
 
+    from aiolb.cli.hints import hints
     from aiolb.cli.table import fitting, lines
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     # Nobody counts the columns of a pipe.
     width = console.width if console.is_terminal and not wide else None
     for number, (reading, members) in enumerate(zip(readings, shown, strict=True)):
         if number:
             console.print()
-        _show_group(console, reading.group)
+        _show_group(console, reading.group, width)
         what = "CONNECTIONS" if reading.group.name.protocol == "tcp" else "DATAGRAMS"
         columns = fitting(_columns(members, reading.rates, what), width)
         for line in lines(columns, [_STYLES[one.state] for one in members]):
             console.print(line)
-        _show_hints(console, reading.group, members)
+        _show_hints(console, hints(reading.group, members, reading.rates), width)
 
 
-def _show_group(console: Console, group: GroupSnapshot) -> None:
+def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> None:
     kernel = group.kernel
     alive = sum(one.kernel.alive for one in group.members)
     what = "stale: nobody is alive" if group.stale else f"{alive} of {kernel.count} members alive"
     console.print(f"{group.name.protocol} {group.name.address}", style="bold", end="")
     console.print(f"  {what}", style="bold red" if alive < kernel.count else "green")
-    strict = ", strict" if kernel.strict else ""
     since = units.moment(group.created_ns, datetime.now(UTC))
-    console.print(f"balancer {group.balancer}, key {kernel.key}{strict}, since {since}, seed {kernel.seed}")
+    settings = [f"balancer {group.balancer}", f"key {kernel.key}", *(["strict"] if kernel.strict else [])]
+    for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):
+        console.print(line)
     looked = any(one.sources is not None for one in group.members)
     sources = f"sources about {units.count(group.sources)}, " if looked else ""
     console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
-    guard = {"denied": kernel.denied, "not listed": kernel.unlisted, "over the limit": kernel.limited}
-    if any(guard.values()):
-        console.print(", ".join(f"{name} {number}" for name, number in guard.items()))
+    if kernel.denied or kernel.unlisted or kernel.limited:
+        console.print(f"guard: denied {kernel.denied}, not listed {kernel.unlisted}, over the limit {kernel.limited}")
 
 
 def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, what: str) -> list[Column]:
@@ -161,11 +164,12 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
     def rate(name: str) -> list[float | None]:
         return [getattr(rates[one.index], name) if rates is not None and one.told else None for one in members]
 
-    weights = [f"{one.kernel.weight}{' drained' if one.kernel.drained else ''}" for one in members]
+    weights = [str(one.kernel.weight) for one in members]
+    losing = any(rate("kernel_drops"))
     quiet = not any(rate("datagrams"))
     columns = [
         Column("MEMBER", [str(one.index) for one in members], 0),
-        Column("STATE", [one.state.value for one in members], 0, left=True),
+        Column("STATE", [units.state(one) for one in members], 0, left=True),
         Column("PID", [str(one.pid or "-") for one in members], 6),
         Column("USER", [units.user(one.uid) if one.pid else "-" for one in members], 12, left=True),
         Column("SINCE", [units.moment(one.kernel.joined_ns, now) for one in members], 13, left=True),
@@ -178,12 +182,13 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
         Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
         Column("QUEUE", list(map(_queue, members)), 5),
         Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
+        Column("DROPS/S", list(map(units.count, rate("kernel_drops"))), 2 if losing else 16),
         Column("FAILOVERS", [units.count(one.kernel.failovers) for one in members], 14),
         Column("ERRORS", list(map(units.count, told("errors"))), 3),
         Column("P50", [_below(one.handler_ns(50)) for one in members], 11),
         Column("P99", [_below(one.handler_ns(99)) for one in members], 7),
     ]
-    return [column for column in columns if rates is not None or column.title not in ("RATE/S", "SHARE")]
+    return [column for column in columns if rates is not None or column.title not in ("RATE/S", "SHARE", "DROPS/S")]
 
 
 def _queue(member: MemberSnapshot) -> str:
@@ -197,14 +202,8 @@ def _below(nanoseconds: int | None) -> str:
     return "-" if nanoseconds is None else f"<{units.time(nanoseconds)}"
 
 
-def _show_hints(console: Console, group: GroupSnapshot, members: list[MemberSnapshot]) -> None:
-    from aiolb import remarks
-
-    if group.stale:
-        console.print("hint: nobody is left: aiolb group delete --stale")
-    elif dead := [str(one.index) for one in members if one.state == "dead"]:
-        console.print(f"hint: start a collector for index {', '.join(dead)}; others serve its sources meanwhile")
-    if silent := [str(one.index) for one in members if one.state == "silent"]:
-        console.print(f"hint: the collector of index {', '.join(silent)} is stuck or was killed: see its log")
-    if limits := [one.told.queue_limit for one in members if one.told and one.told.kernel_drops]:
-        console.print(f"hint: the kernel dropped packets: {remarks.against_drops(max(limits))}")
+def _show_hints(console: Console, found: list[Hint], width: int | None) -> None:
+    for hint in found:
+        line = f"hint: {hint.what}: {hint.fix}"
+        # What is to be done is a command more often than not: it has a line of its own rather than being cut.
+        console.print(line if width is None or len(line) <= width else f"hint: {hint.what}:\n  {hint.fix}")

@@ -1,6 +1,8 @@
-"""How numbers read in what commands print."""
+"""How numbers and lists read in what commands print."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def some(number: int, what: str) -> str:
@@ -12,3 +14,14 @@ def listed(numbers: list[int], what: str) -> str:
     """``member 2``, ``members 0, 2 and 3``."""
     *first, last = map(str, sorted(numbers))
     return f"{what}s {', '.join(first)} and {last}" if first else f"{what} {last}"
+
+
+def folded(parts: Iterable[str], width: int | None) -> list[str]:
+    """Parts with commas between them, in lines of so many characters, or one line; a part is never cut."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and (width is None or len(lines[-1]) + 2 + len(part) <= width):
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return lines

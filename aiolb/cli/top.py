@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,15 @@ MIN_INTERVAL, MAX_INTERVAL = 0.5, 60.0
 PIPE_WIDTH = 200
 """Characters of a line where nobody counts the columns: enough for all of them."""
 
+_KEYS = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+"""What a terminal sends for a key: a character, or a sequence."""
+_STEPS = {
+    **dict.fromkeys(("j", "\x1b[B", "\x1bOB"), 1),
+    **dict.fromkeys(("k", "\x1b[A", "\x1bOA"), -1),
+    "\x1b[6~": 10,
+    "\x1b[5~": -10,
+}
+"""Members that a key scrolls: j and k, the arrows, Page Down and Up."""
 _SORTS = {"r": "rate", "d": "drops", "u": "queue", "e": "errors", "p": "p99", "m": "member"}
 
 
@@ -38,9 +48,10 @@ _SORTS = {"r": "rate", "d": "drops", "u": "queue", "e": "errors", "p": "p99", "m
 @click.option(
     "--interval",
     type=click.FloatRange(MIN_INTERVAL, MAX_INTERVAL),
+    metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="Seconds between two looks; + and - double and halve them.",
+    help="Time between two looks; + and - double and halve it.",
 )
 @click.option(
     "--sort",
@@ -49,15 +60,17 @@ _SORTS = {"r": "rate", "d": "drops", "u": "queue", "e": "errors", "p": "p99", "m
     show_default=True,
     help="What members are sorted by.",
 )
-@click.option("--once", is_flag=True, help="Print one frame; so it is where the output is no terminal.")
+@click.option("--once", is_flag=True, help="Print one frame and end, as where the output is no terminal.")
 @bpffs_option
 def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpffs: Path) -> None:
     """Show a group's members and its busiest sources, live, until q or Ctrl-C.
 
-    Of each member: its rate and its kernel drops with their last minute as bars, its part of the group's datagrams,
-    how full its queue is, and what else fits. Of the sources those that sent most to a member, by their rate now.
+    Of each member: its rate and its kernel drops, with a bar for each of the last looks, its part of the group's
+    datagrams, how full its queue is, and what else fits. Of the sources those that send most in these seconds, by their
+    rate: each member names 16.
 
-    Keys sort by rate (r), drops (d), queue (u), errors (e), p99 of the handler time (p) or member (m); j and k scroll.
+    Keys sort by rate (r), drops (d), queue (u), errors (e), p99 of the handler time (p) or member (m); j and k, the
+    arrows, and Page Up and Down scroll.
     """
     from rich.console import Console
 
@@ -66,7 +79,7 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
     from aiolb.cli.top_history import History
 
     name = the_group(group, bpffs)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS)
     with opened(name, bpffs) as found:
 
@@ -130,7 +143,7 @@ def _live(take: Callable[[], GroupSnapshot], history: History, view: View, conso
             _draw(history, view, console, screen)
             while not ending.came and (left := due - time.monotonic()) > 0:
                 keys = screen.keys(left)
-                if "q" in keys:
+                if "q" in _KEYS.findall(keys):
                     return
                 if keys:
                     before, view = view, _chosen(view, keys, len(history.rows))
@@ -142,17 +155,15 @@ def _live(take: Callable[[], GroupSnapshot], history: History, view: View, conso
 
 def _chosen(view: View, keys: str, members: int) -> View:
     """The view after these keys; others do nothing."""
-    for key in keys:
+    for key in _KEYS.findall(keys):
         if key in _SORTS:
             view = replace(view, sort=_SORTS[key], first=0)
-        elif key in "+=":
+        elif key in ("+", "="):
             view = replace(view, interval=min(view.interval * 2, MAX_INTERVAL))
         elif key == "-":
             view = replace(view, interval=max(view.interval / 2, MIN_INTERVAL))
-        elif key == "j":
-            view = replace(view, first=min(view.first + 1, members - 1))
-        elif key == "k":
-            view = replace(view, first=max(view.first - 1, 0))
+        elif key in _STEPS:
+            view = replace(view, first=max(min(view.first + _STEPS[key], members - 1), 0))
     return view
 
 

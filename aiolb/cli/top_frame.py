@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 
 from aiolb.bpf.snapshot import GroupSnapshot
 from aiolb.cli import units
-from aiolb.cli.table import Column, fitting, lines
+from aiolb.cli.hints import hints
+from aiolb.cli.table import GAP, Column, fitting, lines
 from aiolb.cli.top_history import History, MemberRow
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -19,9 +20,20 @@ SOURCES = 10
 """Sources that are shown at most."""
 
 _STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
-_WIDE = 120
-_AROUND = 8
-"""Lines that are neither a member's nor a source's."""
+_BARS_WIDTHS = {120: 24, 76: 10, 56: 8, 0: 0}
+"""How many bars there are in a terminal of so many columns, or more."""
+_AROUND = 5
+"""Lines that are neither a member's nor a source's, nor the head's."""
+_TITLES = {
+    "rate": "RATE/S",
+    "drops": "DROPS/S",
+    "queue": "QUEUE",
+    "errors": "ERRORS/S",
+    "p99": "P99",
+    "member": "MEMBER",
+}
+"""The column that members are sorted by: it is always there."""
+_KEYS = "[q]uit [r]ate [d]rops q[u]eue [e]rrors [p]99 [m]ember  +- interval  jk scroll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +54,11 @@ def frame(history: History, view: View, clock: str) -> list[Text]:
     group = history.now
     assert group is not None  # noqa: S101 - the caller has looked
     rows = history.sorted(view.sort)
-    members, sources = _room(view.height, len(rows), len(history.sources))
+    head = _head(group, history, view, clock)
+    members, sources = _room(view.height, len(head), len(rows), len(history.sources))
     first = max(min(view.first, len(rows) - members), 0)
     shown = rows[first : first + members]
-    told = [*_head(group, history, view, clock), Text()]
+    told = [*head, Text()]
     top = max((rate for row in rows for rate in row.rate), default=0)
     worst = max((drops for row in rows for drops in row.drops), default=0)
     columns = fitting(_columns(shown, view, top, worst, history.rate), view.width)
@@ -53,38 +66,58 @@ def frame(history: History, view: View, clock: str) -> list[Text]:
     told.append(Text(_rest(first, len(shown), len(rows)), style="dim"))
     told += _sources(history, sources, view.width)
     if view.keys:
-        told.append(Text("keys: q quit  r d u e p m sort  + - interval  j k scroll", style="dim"))
+        told.append(Text(_KEYS, style="dim"))
     for line in told:
         line.truncate(view.width)
     return told
 
 
-def _room(height: int | None, members: int, sources: int) -> tuple[int, int]:
+def _room(height: int | None, head: int, members: int, sources: int) -> tuple[int, int]:
     """How many members and sources there is room for: at least one of each, and members come first."""
     sources = min(sources, SOURCES)
     if height is None:
         return members, sources
-    room = max(height - _AROUND, 2)
-    for_members = min(members, max(room - min(sources, 5), 1))
+    room = max(height - head - _AROUND, 2)
+    for_members = min(members, max(room - min(sources, 5), room // 2))
     return for_members, max(min(sources, room - for_members), 0)
 
 
 def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> list[Text]:
     alive = sum(one.kernel.alive for one in group.members)
-    head = Text(f"{group.name.protocol} {group.name.address}  ", style="bold")
-    head.append(
-        f"{alive} of {group.kernel.count} members alive", style="green" if alive == group.kernel.count else "red"
-    )
-    head.append(f"  {clock}  every {view.interval:g} s  by {view.sort}", style="not bold dim")
+    parts = [
+        Text(f"{group.name.protocol} {group.name.address}", style="bold"),
+        Text(f"{alive} of {group.kernel.count} members alive", style="green" if alive == group.kernel.count else "red"),
+        *(Text(part, style="dim") for part in (clock, f"every {view.interval:g} s", f"by {view.sort}")),
+    ]
     width = _bars_width(view.width)
     rate, drops = list(history.rate), list(history.drops)
-    total = Text(f"rate {bars(rate, max(rate, default=0), width, view.bars)} {_last(rate)}/s  ")
-    total.append(
-        f"kernel drops {bars(drops, max(drops, default=0), width, view.bars)} {_last(drops)}/s",
-        style="red" if drops and drops[-1] else "",
-    )
-    total.append(f"  sources about {units.count(group.sources)}")
-    return [head, total]
+    totals = [
+        Text(_trend("rate", rate, width, view.bars)),
+        Text(_trend("kernel drops", drops, width, view.bars), style="red" if drops and drops[-1] else ""),
+        Text(f"sources about {units.count(group.sources)}"),
+    ]
+    others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]
+    told = [_joined(line, view.width) for line in (parts, totals, others) if line]
+    if found := hints(group, group.members, history.rates):
+        line = "; ".join(hint.what for hint in found)
+        more = f" (see: aiolb status {group.name})"
+        told.append(Text(line + more if len(line + more) <= view.width else line, style="yellow"))
+    return told
+
+
+def _trend(name: str, values: Sequence[float], width: int, levels: str) -> str:
+    trend = f" {bars(values, max(values, default=0), width, levels)}" if width else ""
+    return f"{name}{trend} {_last(values)}/s"
+
+
+def _joined(parts: Sequence[Text], width: int) -> Text:
+    """The parts that fit, in their order: half of a number would be another number."""
+    line = parts[0].copy()
+    for part in parts[1:]:
+        if len(line) + GAP + len(part) > width:
+            break
+        line = Text.assemble(line, " " * GAP, part)
+    return line
 
 
 def _last(values: Sequence[float]) -> str:
@@ -92,7 +125,7 @@ def _last(values: Sequence[float]) -> str:
 
 
 def _bars_width(width: int) -> int:
-    return 10 if width < _WIDE else 24
+    return next(bars for least, bars in _BARS_WIDTHS.items() if width >= least)
 
 
 def bars(values: Sequence[float], highest: float, width: int, levels: str = BARS) -> str:
@@ -110,21 +143,27 @@ def _columns(rows: Sequence[MemberRow], view: View, top: float, worst: float, to
     def rate(name: str) -> list[float | None]:
         return [getattr(row.rates, name) if row.rates and row.now.told else None for row in rows]
 
-    return [
+    ago = f"LAST {units.seconds(width * view.interval)}".ljust(width)
+    columns = [
         Column("MEMBER", [str(row.now.index) for row in rows], 0),
-        Column("STATE", [row.now.state.value for row in rows], 0, left=True),
+        Column("STATE", [units.state(row.now) for row in rows], 0, left=True),
         Column("RATE/S", [_last(row.rate) for row in rows], 1),
-        Column("".ljust(width), [bars(row.rate, top, width, view.bars) for row in rows], 4),
-        Column("SHARE", [units.percent(_share(row.rate, total)) for row in rows], 5),
+        Column(ago, [bars(row.rate, top, width, view.bars) for row in rows], 5, left=True),
+        Column("SHARE", [units.percent(_share(row.rate, total)) for row in rows], 6),
         Column("QUEUE", [_part(row.queue) for row in rows], 3),
         Column("DROPS/S", [_last(row.drops) for row in rows], 2),
-        Column("".ljust(width), [bars(row.drops, worst, width, view.bars) for row in rows], 6),
-        Column("ERRORS/S", list(map(units.count, rate("errors"))), 7),
-        Column("P99", ["-" if row.p99_ns is None else f"<{units.time(row.p99_ns)}" for row in rows], 8),
-        Column("FAILOVERS/S", [units.count(row.rates.failovers if row.rates else None) for row in rows], 9),
-        Column("SOURCES", [units.count(row.now.sources) for row in rows], 10),
-        Column("SLOTS", [str(row.now.kernel.slots) for row in rows], 11),
-        Column("PID", [str(row.now.pid or "-") for row in rows], 12),
+        Column(ago, [bars(row.drops, worst, width, view.bars) for row in rows], 7 if worst else 14, left=True),
+        Column("ERRORS/S", list(map(units.count, rate("errors"))), 4 if any(rate("errors")) else 8),
+        Column("P99", ["-" if row.p99_ns is None else f"<{units.time(row.p99_ns)}" for row in rows], 9),
+        Column("FAILOVERS/S", [units.count(row.rates.failovers if row.rates else None) for row in rows], 10),
+        Column("SOURCES", [units.count(row.now.sources) for row in rows], 11),
+        Column("SLOTS", [str(row.now.kernel.slots) for row in rows], 12),
+        Column("PID", [str(row.now.pid or "-") for row in rows], 13),
+    ]
+    return [
+        replace(column, rank=min(column.rank, 1)) if column.title == _TITLES[view.sort] else column
+        for column in columns
+        if width or column.title != ago
     ]
 
 

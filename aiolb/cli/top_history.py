@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiolb.address import IPAddress
 from aiolb.bpf import snapshot
@@ -37,7 +37,7 @@ class MemberRow:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A source, the member that had most of it, and its datagrams: per second (at least so many), and in total."""
+    """A source, the member that has most of it, and its datagrams: per second, and in total; at least so many."""
 
     source: IPAddress
     member: int
@@ -56,6 +56,15 @@ SORTS: dict[str, Callable[[MemberRow], float]] = {
 """What members can be sorted by, the largest first; ``member`` begins with 0."""
 
 
+ELSEWHERE = {
+    "failovers": ("failovers",),
+    "unsteered": ("unsteered",),
+    "dropped": ("dropped",),
+    "guard drops": ("denied", "unlisted", "limited"),
+}
+"""The counters of a group that tell of packets which did not go to their slot's owner."""
+
+
 class History:
     """The last looks at one group."""
 
@@ -63,25 +72,42 @@ class History:
         self.now: GroupSnapshot | None = None
         self.rows: list[MemberRow] = []
         self.sources: list[SourceRow] = []
+        self.rates: list[MemberRates] | None = None
+        """Of the members by index, since the look before; None at the first look."""
+        self.counters: dict[str, float] = {}
+        """Packets per second, of those of ELSEWHERE that the group has ever counted."""
         self.rate: deque[float] = deque(maxlen=LENGTH)
         self.drops: deque[float] = deque(maxlen=LENGTH)
 
     def add(self, now: GroupSnapshot) -> None:
         """Take a later look in."""
         before, self.now = self.now, now
+        self.sources = _sources(now)
         if before is None:
             self.rows = [MemberRow(member, None, None, (), ()) for member in now.members]
             return
         former = {row.now.index: row for row in self.rows}
-        rates = snapshot.rates(before, now)
+        rates = self.rates = snapshot.rates(before, now)
+        self.counters = _counters(before, now)
         self.rows = [_row(former.get(one.index), one, rate) for one, rate in zip(now.members, rates, strict=True)]
-        self.sources = _sources(before, now)
         self.rate.append(sum(row.rate[-1] for row in self.rows))
         self.drops.append(sum(row.drops[-1] for row in self.rows))
 
     def sorted(self, by: str) -> list[MemberRow]:
         """The members, those first that have most of it; one of SORTS."""
         return sorted(self.rows, key=lambda row: (-SORTS[by](row), row.now.index))
+
+
+def _counters(before: GroupSnapshot, now: GroupSnapshot) -> dict[str, float]:
+    def total(look: GroupSnapshot, names: tuple[str, ...]) -> int:
+        return sum(getattr(look.kernel, name) for name in names)
+
+    seconds = max(now.taken - before.taken, 1e-9)
+    return {
+        told: (total(now, names) - total(before, names)) / seconds
+        for told, names in ELSEWHERE.items()
+        if total(now, names)
+    }
 
 
 def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> MemberRow:
@@ -110,31 +136,14 @@ def _p99(former: MemberSnapshot | None, now: MemberSnapshot) -> int | None:
     return snapshot.quantile(times, 99)
 
 
-def _sources(before: GroupSnapshot, now: GroupSnapshot) -> list[SourceRow]:
+def _sources(now: GroupSnapshot) -> list[SourceRow]:
     """The sources that the members name, by rate; one that several members name is the sum, shown at the main one."""
-    former = {member.index: member for member in before.members}
     found: dict[IPAddress, SourceRow] = {}
     for member in now.members:
-        for row in _sources_of(former.get(member.index), member, now.taken - before.taken):
-            other = found.get(row.source)
-            if other is None:
-                found[row.source] = row
-            else:
-                main = max(row, other, key=lambda one: one.rate)
-                rate, received = row.rate + other.rate, row.received + other.received
-                found[row.source] = SourceRow(row.source, main.member, rate, received)
-    return sorted(found.values(), key=lambda row: (-row.rate, -row.received, str(row.source)))
-
-
-def _sources_of(former: MemberSnapshot | None, now: MemberSnapshot, seconds: float) -> list[SourceRow]:
-    counted: dict[IPAddress, int] = {}
-    least = 0
-    if former and former.told and now.told and _same(former, now):
-        counted = dict(former.top)
-        # One that was not among the named ones may have sent as much as the last of them before.
-        least = min(counted.values(), default=0)
-        seconds = (now.told.written_ns - former.told.written_ns) / 1e9
-    return [
-        SourceRow(source, now.index, max(count - counted.get(source, least), 0) / seconds if seconds > 0 else 0, count)
-        for source, count in now.top
-    ]
+        for top in member.top:
+            row = SourceRow(top.source, member.index, top.rate, top.received)
+            if other := found.get(row.source):
+                main = max(row, other, key=lambda one: (one.rate, one.received))
+                row = replace(main, rate=row.rate + other.rate, received=row.received + other.received)
+            found[row.source] = row
+    return sorted(found.values(), key=lambda row: (-row.rate, -row.received, row.source.version, row.source))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pwd
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiolb.bpf.snapshot import MemberSnapshot
 
 _THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
 _KIBI = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -46,6 +50,11 @@ def time(nanoseconds: int | None) -> str:
     return f"{nanoseconds}ns"
 
 
+def seconds(number: float) -> str:
+    """``5s``, ``90s``, ``2m``: whole minutes from two on."""
+    return f"{number:.0f}s" if number < 120 or number % 60 else f"{number / 60:.0f}m"  # noqa: PLR2004 - two minutes
+
+
 def percent(share: float | None) -> str:
     """``33.3%``; ``-`` for None."""
     return "-" if share is None else f"{100 * share:.1f}%"
@@ -59,6 +68,11 @@ def moment(nanoseconds: int, now: datetime) -> str:
     if timedelta(0) <= now - at and at.date() == now.astimezone().date():
         return f"{at:%T}"
     return f"{at:%F %R}"
+
+
+def state(member: MemberSnapshot) -> str:
+    """``alive``, ``drained`` of one that is alive, ``silent`` or ``dead``."""
+    return "drained" if member.kernel.drained and member.state == "alive" else member.state.value
 
 
 def user(uid: int) -> str:

@@ -118,7 +118,9 @@ def test_dead_members(cluster, aiolb, look):
     assert lines[0] == f"udp {group.address}  2 of 3 members alive"
     rows = [line.split() for line in lines if line.split()[0] in "012"]
     assert [(row[0], row[1]) for row in rows] == [("0", "alive"), ("1", "dead"), ("2", "alive")]
-    assert lines[-1] == "hint: start a collector for index 1; others serve its sources meanwhile"
+    assert lines[-1] == (
+        f"hint: member 1 is dead, others get the sources: aiolb serve APP --bind {group.address} --index 1"
+    )
     assert [aiolb("status", "--member", index, "--interval", "0")[0] for index in range(3)] == [0, 1, 0]
     assert [member["index"] for member in look("--member", "2")[0]["members"]] == [2]
     status, _, error = aiolb("status", "--member", "3", "--interval", "0")
@@ -132,7 +134,9 @@ def test_a_stale_group(cluster, aiolb, look):
     group.kill(0)
     status, lines, _ = aiolb("status", "--interval", "0")
     assert (status, lines[0]) == (1, f"udp {group.address}  stale: nobody is alive")
-    assert lines[-1] == "hint: nobody is left: aiolb group delete --stale"
+    assert lines[-1] == (
+        "hint: nobody is alive: start a collector; or, to forget the group: aiolb group delete --stale"
+    )
     assert look()[0]["stale"] is True
 
 
@@ -167,7 +171,7 @@ async def test_a_collector_that_is_stuck_is_silent(bpffs, address, aiolb):
             await until(lambda: state()[0] == 1, "it is silent")
             lines = state()[1]
             assert "silent" in lines[4]
-            assert lines[-1] == "hint: the collector of index 0 is stuck or was killed: see its log"
+            assert lines[-1] == "hint: member 0 is silent: the collector hangs or was killed: see its log"
         finally:
             os.kill(worker, signal.SIGCONT)
         await until(lambda: state()[0] == 0, "it is alive again")

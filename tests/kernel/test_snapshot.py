@@ -150,9 +150,9 @@ async def test_members_tell_what_they_counted(bpffs, address, tmp_path):
             assert sum(sum(member.told.batch_sizes) for member in look.members) >= 2
             assert all(sum(member.told.handler_times) for member in look.members)
             assert [member.pid for member in look.members] == [zero.process.pid, one.process.pid]
-            top = [pair for member in look.members for pair in member.top]
-            assert {count for _, count in top} == {3}
-            assert {source for source, _ in top} <= set(sources)
+            top = [one for member in look.members for one in member.top]
+            assert {one.received for one in top} == {3}
+            assert {one.source for one in top} <= set(sources)
             owners = {source: group.locate(source) for source in sources}
             assert Counter(owners.values()) == {member.index: member.sources for member in look.members}
             ends = [await zero.stop(), await one.stop()]

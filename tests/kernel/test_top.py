@@ -86,7 +86,7 @@ def test_keys(cluster, top, sources_v4):
     group = cluster(3)
     terminal = top(group, "--interval", "0.5")
     terminal.wait_for(re.escape(ENTER))
-    terminal.wait_for(r"3 of 3 members alive.*every 0\.5 s  by rate.*MEMBER.*q quit")
+    terminal.wait_for(r"3 of 3 members alive.*every 0\.5 s  by rate.*MEMBER.*\[q\]uit")
     group.route(sources_v4(100))
     terminal.wait_for("█")
     terminal.press("m")
@@ -102,7 +102,7 @@ def test_keys(cluster, top, sources_v4):
 def test_ends_with_a_signal(cluster, top, number):
     """A signal ends it as q does."""
     terminal = top(cluster(3))
-    terminal.wait_for("q quit")
+    terminal.wait_for(r"\[q\]uit")
     terminal.process.send_signal(number)
     assert terminal.end() == 0
     assert terminal.said.endswith(LEAVE)
@@ -112,7 +112,7 @@ def test_a_group_that_ends(cluster, top):
     """When the group is deleted, it says so on the terminal as it was before."""
     group = cluster(1)
     terminal = top(group, "--interval", "0.5")
-    terminal.wait_for("q quit")
+    terminal.wait_for(r"\[q\]uit")
     group.group.delete()
     assert terminal.end() == 3
     terminal.wait_for(re.escape(LEAVE) + f"aiolb: error: the group at {group.address} is gone")
@@ -122,7 +122,7 @@ def test_a_dead_member(cluster, top):
     """A member that dies while it runs is shown as dead; only the lines that changed are sent."""
     group = cluster(3)
     terminal = top(group, "--interval", "0.5")
-    terminal.wait_for("q quit")
+    terminal.wait_for(r"\[q\]uit")
     group.kill(1)
     terminal.wait_for("2 of 3 members alive")
     update = terminal.wait_for(r"(.*) dead").group(1)
@@ -134,10 +134,10 @@ def test_a_dead_member(cluster, top):
 def test_suspended(cluster, top):
     """Ctrl-Z leaves the terminal as it was until the command goes on."""
     terminal = top(cluster(3))
-    terminal.wait_for("q quit")
+    terminal.wait_for(r"\[q\]uit")
     # No shell is here to see a stopped job: an orphaned session ignores SIGTSTP, and so it goes on at once.
     terminal.press("\x1a")
-    terminal.wait_for(re.escape(LEAVE) + ".*" + re.escape(ENTER) + ".*q quit")
+    terminal.wait_for(re.escape(LEAVE) + ".*" + re.escape(ENTER) + r".*\[q\]uit")
     terminal.press("q")
     assert terminal.end() == 0
 
@@ -156,7 +156,7 @@ def test_the_size_changes(cluster, top):
 def test_colour(cluster, top, environment, colour):
     """Colours are used where the terminal and the user want them."""
     terminal = top(cluster(3), **environment)
-    frame = terminal.wait_for(r"udp 127.*q quit").group()
+    frame = terminal.wait_for(r"udp 127.*\[q\]uit").group()
     assert bool(re.search(r"\x1b\[[0-9;]*32m", frame)) == colour
     terminal.press("q")
     assert terminal.end() == 0

@@ -1,0 +1,104 @@
+"""What an operator should know of a group first, and what to do about it; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from aiolb import remarks
+from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot, State
+from aiolb.cli.texts import listed, some
+
+NAMED = 5
+"""Members that a hint names at most."""
+FULL = 0.5
+"""The part of a receive queue from which a member that loses packets is too slow, and does not just meet bursts."""
+UNEVEN = 1.5
+"""Times its part of the datagrams that a member has to get before it is told of."""
+BUSY = 100.0
+"""Datagrams per second below which shares say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is wrong, and what mends it or tells more."""
+
+    what: str
+    fix: str
+
+
+def hints(
+    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None = None
+) -> list[Hint]:
+    """The worst first, of these ``members``; ``rates`` are those of all members, by index."""
+    found = list(_of_states(group, members))
+    losing = [one for one in members if rates is not None and rates[one.index].kernel_drops > 0]
+    slow = [one for one in losing if _queue(one) >= FULL]
+    if slow:
+        lost = sum(rates[one.index].kernel_drops for one in slow) if rates else 0
+        found.append(
+            Hint(
+                f"{_named(slow)} cannot keep up, and the kernel drops {some(max(round(lost), 1), 'packet')}/s",
+                "a faster handler, a higher --concurrency if it waits, or more members",
+            )
+        )
+    elif dropped := [one for one in members if one.told and one.told.kernel_drops]:
+        limit = max(one.told.queue_limit for one in dropped if one.told)
+        now = "drops" if losing else "dropped"
+        found.append(Hint(f"the kernel {now} packets of {_named(losing or dropped)}", remarks.against_drops(limit)))
+    if raising := [one for one in members if one.told and one.told.errors]:
+        found.append(Hint(f"handlers of {_named(raising)} raise", "handler_error in the log says what"))
+    kernel = group.kernel
+    if kernel.denied or kernel.unlisted or kernel.limited:
+        found.append(Hint("the guard drops packets", f"aiolb guard --group {group.name} says whose"))
+    return found + list(_of_shares(group, members, rates))
+
+
+def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot]) -> Iterable[Hint]:
+    if group.stale:
+        yield Hint("nobody is alive", "start a collector; or, to forget the group: aiolb group delete --stale")
+        return
+    if dead := [one for one in members if one.state is State.DEAD]:
+        protocol = "--protocol tcp " if group.name.protocol == "tcp" else ""
+        start = f"aiolb serve APP {protocol}--bind {group.name.address} --index {dead[0].index}"
+        yield Hint(f"{_named(dead)} {_are(dead)} dead, others get the sources", start)
+    if silent := [one for one in members if one.state is State.SILENT]:
+        yield Hint(f"{_named(silent)} {_are(silent)} silent", "the collector hangs or was killed: see its log")
+
+
+def _of_shares(
+    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None
+) -> Iterable[Hint]:
+    if rates is None or sum(one.datagrams for one in rates) < BUSY:
+        return
+    # A dead member's sources are at others, and one that cannot keep up gets more than it receives.
+    if any(one.state is not State.ALIVE or rates[one.index].kernel_drops for one in group.members):
+        return
+
+    slots = sum(one.kernel.slots for one in group.members)
+
+    def times(member: MemberSnapshot) -> float:
+        return rates[member.index].share * slots / member.kernel.slots if member.kernel.slots else 0.0
+
+    worst = max(members, key=times, default=None)
+    if worst is not None and times(worst) > UNEVEN:
+        yield Hint(
+            f"member {worst.index} gets {times(worst):.1f} times its part of the datagrams",
+            f"aiolb rebalance --group {group.name} --dry-run says what to move",
+        )
+
+
+def _queue(member: MemberSnapshot) -> float:
+    told = member.told
+    return told.queued_bytes / told.queue_limit if told and told.queue_limit else 0.0
+
+
+def _named(members: Sequence[MemberSnapshot]) -> str:
+    indexes = [one.index for one in members]
+    if len(indexes) <= NAMED:
+        return listed(indexes, "member")
+    return f"members {', '.join(map(str, indexes[:NAMED]))} and {len(indexes) - NAMED} more"
+
+
+def _are(members: Sequence[MemberSnapshot]) -> str:
+    return "is" if len(members) == 1 else "are"
