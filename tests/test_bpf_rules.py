@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -63,6 +63,24 @@ def test_rules():
     assert dict(rules) == dict(zip(nets("10.0.0.0/8", "10.1.0.0/16"), (RULE_ALLOW, RULE_DENY), strict=True))
     assert (rules.listed_only, GuardRules.of((), nets("10.0.0.0/8")).listed_only) == (True, False)
     assert (bool(rules), bool(GuardRules()), GuardRules().listed_only) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("source", "dropped_by"),
+    [
+        ("10.0.0.1", None),
+        ("10.1.0.1", "deny 10.1.0.0/16"),
+        ("::ffff:10.1.0.1", "deny 10.1.0.0/16"),
+        ("10.1.1.1", None),
+        ("192.0.2.1", "no rule allows it"),
+        ("fd00::1", "deny ::/0"),
+    ],
+)
+def test_what_drops_a_source(source, dropped_by):
+    """The longest prefix decides, of the networks of the same family; a source that none allows is dropped too."""
+    rules = GuardRules.of(nets("10.0.0.0/8", "10.1.1.0/24"), nets("10.1.0.0/16", "::/0"))
+    assert rules.dropped_by(ip_address(source)) == dropped_by
+    assert GuardRules().dropped_by(ip_address(source)) is None
 
 
 def test_a_network_that_is_allowed_and_denied():

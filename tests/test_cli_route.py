@@ -38,6 +38,7 @@ def test_a_group_that_is_not_there(key):
             "owner": table[slot],
             "owner_alive": True,
             "member": table[slot],
+            "dropped_by": None,
         }
 
 

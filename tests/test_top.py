@@ -221,7 +221,7 @@ def test_the_first_look():
     alive, dead = rows(told)
     assert (alive[:2], set(alive[2:])) == (["0", "alive"], {"-", "0%"})
     assert dead[:3] == ["1", "dead", "-"]
-    assert told[2] == "member 1 is dead, others get the sources (see: aiolb status 127.0.0.1:9000)"
+    assert told[2] == "hint: member 1 is dead, others get the sources"
 
 
 def test_keys():

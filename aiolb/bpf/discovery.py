@@ -46,14 +46,19 @@ def group_names(bpffs: Path = BPFFS) -> list[GroupName]:
     return sorted(GroupName(protocol, address) for protocol, address in map(names_of, pins))
 
 
-def the_group(name: GroupName | None, bpffs: Path = BPFFS) -> GroupName:
-    """``name``, or without one the only group that there is. Raises GroupNotFoundError, ConfigurationError."""
+def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--group ") -> GroupName:
+    """``name``, or without one the only group that there is; ``option`` comes before a group where one is chosen.
+
+    Raises GroupNotFoundError, ConfigurationError.
+    """
     if name is not None:
         return name
     names = group_names(bpffs)
     if not names:
-        raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector first")
+        raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector: aiolb serve")
     if len(names) > 1:
         listed = ", ".join(map(str, names))
-        raise ConfigurationError(f"there are {len(names)} groups: {listed}", hint=f"choose one: --group {names[0]}")
+        raise ConfigurationError(
+            f"there are {len(names)} groups: {listed}", hint=f"choose one, as in: {option}{names[0]}"
+        )
     return names[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from aiolb.address import IPNetwork, parse_network
+from aiolb.address import IPAddress, IPNetwork, parse_network
+from aiolb.address import canonical as canonical_address
 from aiolb.bpf.abi import MAX_RULES, RULE_ALLOW, RULE_DENY
 from aiolb.errors import ConfigurationError
 
@@ -61,6 +62,15 @@ class GuardRules:
     def listed_only(self) -> bool:
         """Whether a source that is in no network is dropped."""
         return any(self.allowed.values())
+
+    def dropped_by(self, source: IPAddress) -> str | None:
+        """The rule that drops what the source sends, or that no rule allows it; None where it passes."""
+        source = canonical_address(source)
+        found = [net for net in self.allowed if net.version == source.version and source in net]
+        if not found:
+            return "no rule allows it" if self.listed_only else None
+        longest = max(found, key=lambda net: net.prefixlen)
+        return None if self.allowed[longest] else f"deny {longest}"
 
     def __bool__(self) -> bool:
         return bool(self.allowed)

@@ -173,8 +173,9 @@ def _as_json(balancer: str, summary: Summary) -> dict[str, Any]:
 
 
 def _show(summary: Summary) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from aiolb.cli.console import plain_console
 
     table = Table("member")
     for name in ("sources", "datagrams", "share"):
@@ -182,7 +183,7 @@ def _show(summary: Summary) -> None:
     for member in summary.members:
         share = member.datagrams / (summary.received or 1)
         table.add_row(str(member.member), f"{member.sources:,}", f"{member.datagrams:,}", f"{share:.1%}")
-    console = Console(markup=False, highlight=False)
+    console = plain_console(soft_wrap=False)
     console.print(table)
     console.print(
         f"sent {summary.sent:,}, received {summary.received:,}, lost {summary.lost:,}, "

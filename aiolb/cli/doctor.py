@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Say what could keep a collector from working well here.")
 @click.argument("addresses", nargs=-1, metavar="[HOST:PORT]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @bpffs_option
@@ -54,11 +54,12 @@ def _as_json(found: list[Diagnosis], levels: Counter[str]) -> dict[str, object]:
 
 
 def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = Console(markup=False, highlight=False)
+    from aiolb.cli.console import plain_console
+
+    console = plain_console(soft_wrap=False)
     width = max(len(one.check) for one in found)
     for one in found:
         level = one.level.value

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aiolb.send.statistics import PublisherStatistics
 
 
-@click.command()
+@click.command(short_help="Send datagrams, or replay a capture, to a collector.")
 @click.argument("target", default="127.0.0.1:10001", metavar="[HOST:PORT]")
 @click.option(
     "--rate",

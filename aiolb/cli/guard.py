@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiolb.bpf.rules import GuardRules, Limit
 
 
-@click.command()
+@click.command(short_help="Show, and change, what is dropped before any member.")
 @group_option
 @click.option("--allow", multiple=True, metavar="CIDR|@FILE", help="Add a rule that lets a network pass.")
 @click.option("--deny", multiple=True, metavar="CIDR|@FILE", help="Add a rule that drops what a network sends.")
@@ -114,9 +114,9 @@ def _others(statistics: GuardStatistics) -> str:
 
 
 def _show(name: GroupName, statistics: GuardStatistics) -> None:
-    from rich.console import Console
+    from aiolb.cli.console import plain_console
 
-    console = Console(markup=False, highlight=False)
+    console = plain_console(soft_wrap=False)
     console.print(f"guard of the group at {name}\n")
     if statistics.rules:
         console.print(_rules(statistics))

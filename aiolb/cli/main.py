@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
+from aiolb.bpf.discovery import GroupName
 from aiolb.cli.completion import completion
 from aiolb.cli.demo import demo
 from aiolb.cli.doctor import doctor
@@ -50,7 +52,7 @@ def _errors_told() -> Iterator[None]:
     except click.UsageError as error:
         if error.ctx is None or not error.message or isinstance(error, click.exceptions.NoArgsIsHelpError):
             raise
-        hint = f"see: {error.ctx.command_path} --help"
+        hint = _group_meant(error) or f"see: {error.ctx.command_path} --help"
         failure: AiolbError = ConfigurationError(error.format_message().rstrip("."), hint=hint)
     except AiolbError as error:
         failure = error
@@ -58,6 +60,16 @@ def _errors_told() -> Iterator[None]:
         return
     tell(failure)
     raise click.exceptions.Exit(exit_code(failure))
+
+
+def _group_meant(error: click.UsageError) -> str | None:
+    """What to write instead, where a group was given without its option: some commands take it as an argument."""
+    extra = re.search(r"unexpected extra arguments? \((?P<group>\S+)\)", error.message)
+    if extra is None or error.ctx is None or not any("--group" in one.opts for one in error.ctx.command.params):
+        return None
+    with suppress(ConfigurationError):
+        return f"{error.ctx.command_path} --group {GroupName.parse(extra['group'])}"
+    return None
 
 
 def tell(error: AiolbError) -> None:

@@ -26,7 +26,7 @@ class _Named:
     owner: int
 
 
-@click.command()
+@click.command(short_help="Give slots, or the slot of a source, to a member.")
 @click.argument("named", nargs=-1, required=True, metavar="SOURCE|SLOT...")
 @click.option("--to", "to", type=int, required=True, metavar="INDEX", help="The member that is to have them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")

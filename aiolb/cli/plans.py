@@ -55,7 +55,7 @@ def _moves(look: Look) -> list[tuple[int, int, int, float]]:
 
 def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     """Print it, 80 columns wide."""
-    from rich.console import Console
+    from aiolb.cli.console import plain_console
 
     total = sum(look.loads)
     if not total:
@@ -68,7 +68,7 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     if look.plan is None:
         click.echo(_why_nothing(look, bound))
     else:
-        console = Console(markup=False, highlight=False)
+        console = plain_console(soft_wrap=False)
         console.print(_members(look, seconds))
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))

@@ -30,7 +30,7 @@ class _Way:
     as_json: bool
 
 
-@click.command()
+@click.command(short_help="Move few slots, so that no member is much too busy.")
 @click.option(
     "--bound",
     type=float,

@@ -18,6 +18,7 @@ from aiolb.errors import ConfigurationError
 if TYPE_CHECKING:
     from aiolb.address import IPAddress
     from aiolb.bpf.keys import Key
+    from aiolb.bpf.rules import GuardRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,15 @@ class Steering:
     count: int
     alive: frozenset[int]
     newest: int
+    rules: GuardRules
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a source goes; ``member`` is who gets its datagrams now, None when nobody is alive."""
+    """Where a source goes; ``member`` is who gets its datagrams now, None when nobody does.
+
+    ``dropped_by`` is the rule of the guard that drops them, as it is told to people.
+    """
 
     source: str
     port: int | None
@@ -42,9 +47,10 @@ class Route:
     owner: int
     owner_alive: bool
     member: int | None
+    dropped_by: str | None
 
 
-@click.command()
+@click.command(short_help="Tell which member owns a source, and who gets it now.")
 @click.argument("sources", nargs=-1, required=True, metavar="ADDR[:PORT]...")
 @click.option("--count", type=int, help="Members of a group that need not exist; with --seed.")
 @click.option("--seed", type=int, help="Its seed.")
@@ -64,8 +70,8 @@ def route(
     """Tell which member owns each source, whether it is alive, and who gets the source's datagrams now.
 
     Computed from the group's seed and its slot table as they are now, as the balancer in the kernel does it. PORT is
-    the sender's; the key flow needs it. With --count and --seed no group is looked at: it is what a new group with
-    this count, in which all members are alive, would do.
+    the sender's; the key flow needs it. What a rule of the guard drops reaches nobody. With --count and --seed no group
+    is looked at: it is what a new group with this count, in which all members are alive, would do.
     """
     wanted = [parse_source(source) for source in sources]
     if count is None and seed is None and key is None:
@@ -86,16 +92,25 @@ def route(
 def _of_group(group: GroupName | None, bpffs: Path) -> Steering:
     with opened(group, bpffs) as found:
         config = found.config
-        return Steering(config.seed, found.key, found.slots, config.count, frozenset(found.alive()), config.newest)
+        return Steering(
+            config.seed,
+            found.key,
+            found.slots,
+            config.count,
+            frozenset(found.alive()),
+            config.newest,
+            found.guard.rules,
+        )
 
 
 def _of_numbers(count: int, seed: int, key: str) -> Steering:
     from aiolb.bpf import slots
     from aiolb.bpf.group import GroupOptions
     from aiolb.bpf.keys import Key
+    from aiolb.bpf.rules import GuardRules
 
     GroupOptions(count=count, seed=seed)  # which checks them
-    return Steering(seed, Key.parse(key), slots.assign(count), count, frozenset(range(count)), 0)
+    return Steering(seed, Key.parse(key), slots.assign(count), count, frozenset(range(count)), 0, GuardRules())
 
 
 def _route(steering: Steering, source: IPAddress, port: int | None) -> Route:
@@ -109,13 +124,12 @@ def _route(steering: Steering, source: IPAddress, port: int | None) -> Route:
             hint="write the sender's port too: ADDR:PORT" if flow else "aiolb status tells what each member gets",
         )
     slot, member = choose(steering.seed, key, steering.slots, steering.count, steering.alive, newest=steering.newest)
-    owner = steering.slots[slot]
-    return Route(str(source), port, slot, owner, owner in steering.alive, member)
+    owner, dropped_by = steering.slots[slot], steering.rules.dropped_by(source)
+    return Route(str(source), port, slot, owner, owner in steering.alive, None if dropped_by else member, dropped_by)
 
 
 def _show(routes: Sequence[Route]) -> None:
-    from rich.console import Console
-
+    from aiolb.cli.console import plain_console
     from aiolb.cli.table import Column, lines
 
     columns = [
@@ -125,8 +139,10 @@ def _show(routes: Sequence[Route]) -> None:
         Column("STATE", ["alive" if one.owner_alive else "dead" for one in routes], 0, left=True),
         Column("NOW AT", ["nobody" if one.member is None else str(one.member) for one in routes], 0),
     ]
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    for line in lines(columns, ["" if one.owner_alive else "bold red" for one in routes]):
+    if any(one.dropped_by for one in routes):
+        columns.append(Column("GUARD", [one.dropped_by or "" for one in routes], 0, left=True))
+    console = plain_console()
+    for line in lines(columns, ["" if one.owner_alive and not one.dropped_by else "bold red" for one in routes]):
         console.print(line)
 
 

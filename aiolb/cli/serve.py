@@ -39,7 +39,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in new versions
         return int(number) * _UNITS[unit]
 
 
-@click.command()
+@click.command(short_help="Receive datagrams or connections, as a member or as all.")
 @click.argument("app", default="print")
 @click.option(
     "--protocol",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
 
 
-@click.command()
+@click.command(short_help="Change a member's part of the slots.")
 @click.argument("index", type=int)
 @click.argument("weight", type=int, metavar="N")
 @_json_option
@@ -34,7 +34,7 @@ def weight(index: int, weight: int, as_json: bool, group: GroupName | None, bpff
         _tell(found, index, f"member {index} has the weight {weight}", moved, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Give the slots of a member to the others, and let it live.")
 @click.argument("index", type=int)
 @_json_option
 @group_option
@@ -49,7 +49,7 @@ def drain(index: int, as_json: bool, group: GroupName | None, bpffs: Path) -> No
         _tell(found, index, f"member {index} is drained", moved, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Give a drained member its share of the slots again.")
 @click.argument("index", type=int)
 @_json_option
 @group_option

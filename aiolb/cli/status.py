@@ -36,7 +36,7 @@ class Reading:
     rates: list[MemberRates] | None
 
 
-@click.command()
+@click.command(short_help="Tell of groups and of each of their members.")
 @click.argument("group", type=GroupType(), required=False, metavar="[[tcp:]HOST:PORT]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -86,7 +86,7 @@ def _readings(group: GroupName | None, interval: float, member: int | None, bpff
 
     # For a single member one group is meant; else where there is none the error says so.
     names = group_names(bpffs) if group is None and member is None else []
-    names = names or [the_group(group, bpffs)]
+    names = names or [the_group(group, bpffs, option="aiolb status ")]
     with ExitStack() as stack:
         opened = []
         for name in names:
@@ -117,12 +117,11 @@ def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
 
 
 def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: bool) -> None:
-    from rich.console import Console
-
+    from aiolb.cli.console import plain_console
     from aiolb.cli.hints import hints
     from aiolb.cli.table import fitting, lines
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = plain_console()
     # Nobody counts the columns of a pipe.
     width = console.width if console.is_terminal and not wide else None
     for number, (reading, members) in enumerate(zip(readings, shown, strict=True)):

@@ -43,7 +43,7 @@ _STEPS = {
 _SORTS = {"r": "rate", "d": "drops", "u": "queue", "e": "errors", "p": "p99", "m": "member"}
 
 
-@click.command()
+@click.command(short_help="Show a group's members and busiest sources, live.")
 @click.argument("group", type=GroupType(), required=False, metavar="[[tcp:]HOST:PORT]")
 @click.option(
     "--interval",
@@ -72,14 +72,13 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
     Keys sort by rate (r), drops (d), queue (u), errors (e), p99 of the handler time (p) or member (m); j and k, the
     arrows, and Page Up and Down scroll.
     """
-    from rich.console import Console
-
     from aiolb.bpf import snapshot
+    from aiolb.cli.console import plain_console
     from aiolb.cli.top_frame import BARS, PLAIN_BARS, View
     from aiolb.cli.top_history import History
 
-    name = the_group(group, bpffs)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    name = the_group(group, bpffs, option="aiolb top ")
+    console = plain_console()
     view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS)
     with opened(name, bpffs) as found:
 

@@ -9,13 +9,15 @@ from rich.text import Text
 
 from aiolb.bpf.snapshot import GroupSnapshot
 from aiolb.cli import units
-from aiolb.cli.hints import hints
+from aiolb.cli.hints import Hint, hints
 from aiolb.cli.table import GAP, Column, fitting, lines
 from aiolb.cli.top_history import History, MemberRow
 
 BARS = " ▁▂▃▄▅▆▇█"
 PLAIN_BARS = " .:-=+*#@"
 """For terminals whose character set has no others."""
+HINTS = 2
+"""Hints that are shown at most."""
 SOURCES = 10
 """Sources that are shown at most."""
 
@@ -94,20 +96,28 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
     totals = [
         Text(_trend("rate", rate, width, view.bars)),
         Text(_trend("kernel drops", drops, width, view.bars), style="red" if drops and drops[-1] else ""),
-        Text(f"sources about {units.count(group.sources)}"),
+        *([Text(f"sources about {units.count(group.sources)}")] if _told(group) else []),
     ]
     others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]
     told = [_joined(line, view.width) for line in (parts, totals, others) if line]
-    if found := hints(group, group.members, history.rates):
-        line = "; ".join(hint.what for hint in found)
-        more = f" (see: aiolb status {group.name})"
-        told.append(Text(line + more if len(line + more) <= view.width else line, style="yellow"))
-    return told
+    found = hints(group, group.members, history.rates)[:HINTS]
+    return told + [Text(_hinted(hint, view.width), style="yellow") for hint in found]
+
+
+def _hinted(hint: Hint, width: int) -> str:
+    """The hint with what to do about it, where there is room for that; else `aiolb status` says it."""
+    whole = f"hint: {hint.what}: {hint.fix}"
+    return whole if len(whole) <= width else f"hint: {hint.what}"
 
 
 def _trend(name: str, values: Sequence[float], width: int, levels: str) -> str:
     trend = f" {bars(values, max(values, default=0), width, levels)}" if width else ""
     return f"{name}{trend} {_last(values)}/s"
+
+
+def _told(group: GroupSnapshot) -> bool:
+    """Whether any member tells its sources."""
+    return any(one.sources is not None for one in group.members)
 
 
 def _joined(parts: Sequence[Text], width: int) -> Text:
@@ -186,7 +196,8 @@ def _rest(first: int, shown: int, members: int) -> str:
 def _sources(history: History, number: int, width: int) -> list[Text]:
     rows = history.sources[:number]
     if not rows:
-        return [Text("no source is known yet", style="dim")]
+        told = history.now is not None and _told(history.now)
+        return [Text("no source is known yet" if told else "no member tells its sources", style="dim")]
     columns = [
         Column("SOURCE", [str(row.source) for row in rows], 0, left=True),
         Column("RATE/S", [units.count(row.rate) for row in rows], 0),

@@ -31,7 +31,7 @@ _COLOURS = {"failover": "yellow", "unsteered": "yellow"}  # the others, but for 
 _LINE = "{:15}  {:21}  {:>6}  {:>5}  {:>6}  {}"
 
 
-@click.command()
+@click.command(short_help="Show the balancer's decisions as it makes them.")
 @group_option
 @click.option("--source", metavar="CIDR", help="Only packets of sources in this network.")
 @click.option("--sample", type=click.IntRange(1), default=1, metavar="N", help="One of N packets, by chance.")

@@ -192,6 +192,20 @@ def test_routes_are_the_kernels(cluster, aiolb):
         assert one["owner_alive"] == (one["owner"] not in (1, 3)) == (one["member"] == one["owner"])
 
 
+def test_routes_of_denied_sources(cluster, aiolb):
+    """A source that the guard drops is at nobody, and the rule is named: as the kernel has it."""
+    group = cluster(2)
+    assert aiolb("guard", "--deny", "127.0.4.0/24", "--allow", "127.0.4.9", "--allow", "127.0.0.0/8")[0] == 0
+    sources = [IPv4Address("127.0.4.8"), IPv4Address("127.0.4.9")]
+    _, lines, _ = aiolb("route", *sources, "--json")
+    denied, allowed = json.loads(lines[0])["routes"]
+    assert (denied["dropped_by"], denied["member"], allowed["dropped_by"]) == ("deny 127.0.4.0/24", None, None)
+    assert group.route(sources[1:]) == {sources[1]: allowed["member"]}
+    _, lines, _ = aiolb("route", *sources)
+    assert lines[0].split()[-1] == "GUARD"
+    assert lines[1].split()[-3:] == ["nobody", "deny", "127.0.4.0/24"]
+
+
 def test_a_table_of_routes(cluster, aiolb):
     """For people: a line for each source; who gets it now while its owner is dead."""
     group = cluster(2, members=[0])

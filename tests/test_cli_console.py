@@ -1,0 +1,41 @@
+"""What commands print stands as it is, and what they are is told whole."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from aiolb.cli import main
+from aiolb.cli.console import plain_console
+
+
+@pytest.mark.parametrize("text", ["udp [fd00:1234:5678::1]:10001", "[bold]x[/bold]", "[::1]:5"])
+def test_text_stands_as_it_is(text):
+    """An address is neither markup nor an emoji."""
+    console = plain_console()
+    with console.capture() as captured:
+        console.print(text)
+    assert captured.get() == f"{text}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["group", "--help"]])
+def test_the_list_of_commands(arguments):
+    """In a terminal of 80 columns no line of it is cut."""
+    output = CliRunner().invoke(main, arguments, terminal_width=80).output
+    assert "Commands:" in output
+    assert "..." not in output.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trace", "127.0.0.1:9000"], "aiolb trace --group 127.0.0.1:9000"),
+        (["guard", "tcp:[::1]:9000"], "aiolb guard --group tcp:[::1]:9000"),
+        (["guard", "everything"], "see: aiolb guard --help"),
+        (["status", "127.0.0.1:9000", "127.0.0.1:9001"], "see: aiolb status --help"),
+    ],
+)
+def test_a_group_without_its_option(arguments, hint):
+    """Who gives a group as an argument where it is an option is told what to write."""
+    done = CliRunner().invoke(main, arguments, prog_name="aiolb")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, f"  hint: {hint}")
