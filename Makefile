@@ -29,7 +29,7 @@ help:
 	@echo "make bytecode     compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make reference    docs/reference/cli.md and the manual in man/, from the commands' own help; the table of metrics"
-	@echo "make picture      docs/demo.svg, from what the demo prints; as root"
+	@echo "make picture      docs/demo.svg and docs/top.svg, from what the demo and top show; as root"
 	@echo "make wheel        a wheel in dist/, installed elsewhere and tested there"
 
 run: $(FOR_RUN)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -95,3 +96,14 @@ def test_the_picture_is_of_the_demo() -> None:
     assert not re.search(r"url\((?!#)", text)
     drawn = tool("picture").drawn("aiolb demo", "member 0\n")
     assert "member&#160;0" in drawn
+
+
+def test_the_picture_of_top() -> None:
+    """It shows a member that cannot keep up, the source that does it, and the keys of today."""
+    from aiolb.cli.top_frame import KEYS
+
+    text = unescape((ROOT / "docs" / "top.svg").read_text()).replace("\xa0", " ")
+    assert "hint: member 1 cannot keep up" in text
+    assert "127.0.9.7" in text
+    assert KEYS in text
+    assert not re.search(r"url\((?!#)", text)

@@ -35,7 +35,7 @@ _TITLES = {
     "member": "MEMBER",
 }
 """The column that members are sorted by: it is always there."""
-_KEYS = "[q]uit [r]ate [d]rops q[u]eue [e]rrors [p]99 [m]ember  +- interval  jk scroll"
+KEYS = "[q]uit [r]ate [d]rops q[u]eue [e]rrors [p]99 [m]ember  +- interval  jk scroll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def frame(history: History, view: View, clock: str) -> list[Text]:
     told.append(Text(_rest(first, len(shown), len(rows)), style="dim"))
     told += _sources(history, sources, view.width)
     if view.keys:
-        told.append(Text(_KEYS, style="dim"))
+        told.append(Text(KEYS, style="dim"))
     for line in told:
         line.truncate(view.width)
     return told

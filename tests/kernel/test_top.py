@@ -125,7 +125,7 @@ def test_a_dead_member(cluster, top):
     terminal.wait_for(r"\[q\]uit")
     group.kill(1)
     terminal.wait_for("2 of 3 members alive")
-    terminal.wait_for(" dead.*hint: member 1 is dead, others get the sources.*uit")
+    terminal.wait_for("hint: member 1 is dead, others get the sources.* 1  dead .*uit")
     assert "MEMBER" not in terminal.wait_for(r"(.*?every){2}").group()
     terminal.press("q")
     assert terminal.end() == 0
