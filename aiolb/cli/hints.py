@@ -16,7 +16,7 @@ FULL = 0.5
 UNEVEN = 1.5
 """Times its part of the datagrams that a member has to get before it is told of."""
 BUSY = 100.0
-"""Datagrams per second below which shares say nothing."""
+"""Datagrams per second below which a member's share does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot]) -> Itera
 def _of_shares(
     group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None
 ) -> Iterable[Hint]:
-    if rates is None or sum(one.datagrams for one in rates) < BUSY:
+    if rates is None:
         return
     # A dead member's sources are at others, and one that cannot keep up gets more than it receives.
     if any(one.state is not State.ALIVE or rates[one.index].kernel_drops for one in group.members):
@@ -81,7 +81,7 @@ def _of_shares(
         return rates[member.index].share * slots / member.kernel.slots if member.kernel.slots else 0.0
 
     worst = max(members, key=times, default=None)
-    if worst is not None and times(worst) > UNEVEN:
+    if worst is not None and times(worst) > UNEVEN and rates[worst.index].datagrams >= BUSY:
         yield Hint(
             f"member {worst.index} gets {times(worst):.1f} times its part of the datagrams",
             f"aiolb rebalance --group {group.name} --dry-run says what to move",

@@ -75,7 +75,7 @@ class History:
         self.rates: list[MemberRates] | None = None
         """Of the members by index, since the look before; None at the first look."""
         self.counters: dict[str, float] = {}
-        """Packets per second, of those of ELSEWHERE that the group has ever counted."""
+        """Packets per second, of those of ELSEWHERE that the group has counted since the first look."""
         self.rate: deque[float] = deque(maxlen=LENGTH)
         self.drops: deque[float] = deque(maxlen=LENGTH)
 
@@ -88,7 +88,8 @@ class History:
             return
         former = {row.now.index: row for row in self.rows}
         rates = self.rates = snapshot.rates(before, now)
-        self.counters = _counters(before, now)
+        counters = _counters(before, now)
+        self.counters = {name: rate for name, rate in counters.items() if rate or name in self.counters}
         self.rows = [_row(former.get(one.index), one, rate) for one, rate in zip(now.members, rates, strict=True)]
         self.rate.append(sum(row.rate[-1] for row in self.rows))
         self.drops.append(sum(row.drops[-1] for row in self.rows))
@@ -103,11 +104,7 @@ def _counters(before: GroupSnapshot, now: GroupSnapshot) -> dict[str, float]:
         return sum(getattr(look.kernel, name) for name in names)
 
     seconds = max(now.taken - before.taken, 1e-9)
-    return {
-        told: (total(now, names) - total(before, names)) / seconds
-        for told, names in ELSEWHERE.items()
-        if total(now, names)
-    }
+    return {told: (total(now, names) - total(before, names)) / seconds for told, names in ELSEWHERE.items()}
 
 
 def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> MemberRow:
