@@ -32,5 +32,5 @@ def test_commands(namespaces):
             assert "127.0.0.1:9000" in namespaces.run(command)
         for command in others:
             if command not in statuses:
-                assert namespaces.run(command).startswith(('{"routes"', "SOURCE"))
+                assert namespaces.run(command).startswith(('{"routes"', "SOURCE", "udp 127.0.0.1:9000  3 of 3"))
         server.stop()
