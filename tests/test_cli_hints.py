@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_top import group, member
@@ -41,6 +42,16 @@ def test_dead_members():
     assert many.what == "members 1, 2, 3, 4, 5 and 122 more are dead, others get the sources"
     (stale,) = told(member(0, cookie=False))
     assert (stale.what, "aiolb group delete --stale" in stale.fix) == ("nobody is alive", True)
+
+
+def test_where_the_group_is():
+    """Commands name the BPF file system, unless it is the usual one."""
+    look = group(member(0), member(1, cookie=False))
+    look = replace(look, kernel=replace(look.kernel, denied=1))
+    assert [hint.fix for hint in hints(look, look.members, bpffs=Path("/mnt/b p f"))] == [
+        "aiolb serve APP --bind 127.0.0.1:9000 --index 1 --bpffs '/mnt/b p f'",
+        "aiolb guard --group 127.0.0.1:9000 --bpffs '/mnt/b p f' says whose",
+    ]
 
 
 def test_silent_members():

@@ -144,9 +144,10 @@ class Guard:
 
     def statistics(self, *, top: int = TOP) -> GuardStatistics:
         """Rules in order of their networks, counters, and the ``top`` offenders, the worst first."""
+        # Rules first: what they have dropped is in the group's counters then.
+        rules = sorted(self._rules(), key=lambda rule: (rule[0].version, rule[0]))
         (counters,) = self._maps.sums("group_stats")
         group, config = GroupStats(*counters), self._config
-        rules = sorted(self._rules(), key=lambda rule: (rule[0].version, rule[0]))
         offenders = ((U64.unpack(value)[0], key) for key, value in self._maps.items("offenders"))
         return GuardStatistics(
             tuple(RuleStatistics(net, rule.action == RULE_ALLOW, rule.packets, rule.bytes) for net, rule in rules),

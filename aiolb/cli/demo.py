@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--members",
     type=click.IntRange(1, MAX_MEMBERS),
+    metavar="N",
     default=3,
     show_default=True,
     help="Collector processes to start.",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sources",
     type=click.IntRange(min=1),
+    metavar="N",
     default=60,
     show_default=True,
     help="Source addresses to send from, out of 127.0.0.0/8.",

@@ -53,7 +53,12 @@ if TYPE_CHECKING:
     help="Send trains of N datagrams in one system call (UDP_SEGMENT), or, at high rates, of as many as are due.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the sending."
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Processes that share the sending.",
 )
 @click.option(
     "--replay",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 from aiolb import remarks
+from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot, State
 from aiolb.cli.texts import listed, some
 
@@ -28,10 +31,18 @@ class Hint:
 
 
 def hints(
-    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None = None
+    group: GroupSnapshot,
+    members: Sequence[MemberSnapshot],
+    rates: Sequence[MemberRates] | None = None,
+    *,
+    bpffs: Path = BPFFS,
 ) -> list[Hint]:
-    """The worst first, of these ``members``; ``rates`` are those of all members, by index."""
-    found = list(_of_states(group, members))
+    """The worst first, of these ``members``; ``rates`` are those of all members, by index.
+
+    ``bpffs`` is where the group is: the commands that are told find it there.
+    """
+    where = "" if bpffs == BPFFS else f" --bpffs {quote(str(bpffs))}"
+    found = list(_of_states(group, members, where))
     losing = [one for one in members if rates is not None and rates[one.index].kernel_drops > 0]
     slow = [one for one in losing if _queue(one) >= FULL]
     if slow:
@@ -50,24 +61,24 @@ def hints(
         found.append(Hint(f"handlers of {_named(raising)} raise", "handler_error in the log says what"))
     kernel = group.kernel
     if kernel.denied or kernel.unlisted or kernel.limited:
-        found.append(Hint("the guard drops packets", f"aiolb guard --group {group.name} says whose"))
-    return found + list(_of_shares(group, members, rates))
+        found.append(Hint("the guard drops packets", f"aiolb guard --group {group.name}{where} says whose"))
+    return found + list(_of_shares(group, members, rates, where))
 
 
-def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot]) -> Iterable[Hint]:
+def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot], where: str) -> Iterable[Hint]:
     if group.stale:
-        yield Hint("nobody is alive", "start a collector; or, to forget the group: aiolb group delete --stale")
+        yield Hint("nobody is alive", f"start a collector; or, to forget the group: aiolb group delete --stale{where}")
         return
     if dead := [one for one in members if one.state is State.DEAD]:
         protocol = "--protocol tcp " if group.name.protocol == "tcp" else ""
-        start = f"aiolb serve APP {protocol}--bind {group.name.address} --index {dead[0].index}"
+        start = f"aiolb serve APP {protocol}--bind {group.name.address} --index {dead[0].index}{where}"
         yield Hint(f"{_named(dead)} {_are(dead)} dead, others get the sources", start)
     if silent := [one for one in members if one.state is State.SILENT]:
         yield Hint(f"{_named(silent)} {_are(silent)} silent", "the collector hangs or was killed: see its log")
 
 
 def _of_shares(
-    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None
+    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None, where: str
 ) -> Iterable[Hint]:
     if rates is None:
         return
@@ -84,7 +95,7 @@ def _of_shares(
     if worst is not None and times(worst) > UNEVEN and rates[worst.index].datagrams >= BUSY:
         yield Hint(
             f"member {worst.index} gets {times(worst):.1f} times its part of the datagrams",
-            f"aiolb rebalance --group {group.name} --dry-run says what to move",
+            f"aiolb rebalance --group {group.name}{where} --dry-run says what to move",
         )
 
 

@@ -74,7 +74,7 @@ def status(
     if as_json:
         click.echo(json.dumps({"groups": [_as_json(reading, of) for reading, of in zip(readings, shown, strict=True)]}))
     else:
-        _show(readings, shown, wide=wide)
+        _show(readings, shown, bpffs, wide=wide)
     if any(one.state != "alive" for members in shown for one in members):
         ctx.exit(1)
 
@@ -116,7 +116,7 @@ def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
     return {**reading.group.as_dict(), "members": told}
 
 
-def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: bool) -> None:
+def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Path, *, wide: bool) -> None:
     from aiolb.cli.console import plain_console
     from aiolb.cli.hints import hints
     from aiolb.cli.table import fitting, lines
@@ -132,7 +132,7 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: b
         columns = fitting(_columns(members, reading.rates, what), width)
         for line in lines(columns, [_STYLES[one.state] for one in members]):
             console.print(line)
-        _show_hints(console, hints(reading.group, members, reading.rates), width)
+        _show_hints(console, hints(reading.group, members, reading.rates, bpffs=bpffs), width)
 
 
 def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> None:

@@ -79,7 +79,7 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
 
     name = the_group(group, bpffs, option="aiolb top ")
     console = plain_console()
-    view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS)
+    view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS, bpffs=bpffs)
     with opened(name, bpffs) as found:
 
         def take() -> GroupSnapshot:

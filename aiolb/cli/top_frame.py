@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.text import Text
 
+from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.snapshot import GroupSnapshot
 from aiolb.cli import units
 from aiolb.cli.hints import Hint, hints
@@ -49,6 +51,7 @@ class View:
     first: int = 0
     bars: str = BARS
     keys: bool = False
+    bpffs: Path = BPFFS
 
 
 def frame(history: History, view: View, clock: str) -> list[Text]:
@@ -100,7 +103,7 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
     ]
     others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]
     told = [_joined(line, view.width) for line in (parts, totals, others) if line]
-    found = hints(group, group.members, history.rates)[:HINTS]
+    found = hints(group, group.members, history.rates, bpffs=view.bpffs)[:HINTS]
     return told + [Text(_hinted(hint, view.width), style="yellow") for hint in found]
 
 

@@ -110,7 +110,7 @@ async def test_connections(bpffs, tmp_path, aiolb, look):
         assert "CONNECTIONS" in lines[3].split()
 
 
-def test_dead_members(cluster, aiolb, look):
+def test_dead_members(cluster, aiolb, look, bpffs):
     """A dead member is told of, and what to do; the exit status is 1, for a living member alone it is 0."""
     group = cluster(3, members=[0, 2])
     status, lines, error = aiolb("status", "--interval", "0")
@@ -119,7 +119,8 @@ def test_dead_members(cluster, aiolb, look):
     rows = [line.split() for line in lines if line.split()[0] in "012"]
     assert [(row[0], row[1]) for row in rows] == [("0", "alive"), ("1", "dead"), ("2", "alive")]
     assert lines[-1] == (
-        f"hint: member 1 is dead, others get the sources: aiolb serve APP --bind {group.address} --index 1"
+        "hint: member 1 is dead, others get the sources: "
+        f"aiolb serve APP --bind {group.address} --index 1 --bpffs {bpffs}"
     )
     assert [aiolb("status", "--member", index, "--interval", "0")[0] for index in range(3)] == [0, 1, 0]
     assert [member["index"] for member in look("--member", "2")[0]["members"]] == [2]
@@ -127,7 +128,7 @@ def test_dead_members(cluster, aiolb, look):
     assert (status, error) == (2, f"aiolb: error: the group at {group.address} has 3 members: no index 3\n")
 
 
-def test_a_stale_group(cluster, aiolb, look):
+def test_a_stale_group(cluster, aiolb, look, bpffs):
     """A group in which nobody is left is told of, and how to remove it."""
     group = cluster(1)
     assert aiolb("status", "--interval", "0")[0] == 0
@@ -135,7 +136,7 @@ def test_a_stale_group(cluster, aiolb, look):
     status, lines, _ = aiolb("status", "--interval", "0")
     assert (status, lines[0]) == (1, f"udp {group.address}  stale: nobody is alive")
     assert lines[-1] == (
-        "hint: nobody is alive: start a collector; or, to forget the group: aiolb group delete --stale"
+        f"hint: nobody is alive: start a collector; or, to forget the group: aiolb group delete --stale --bpffs {bpffs}"
     )
     assert look()[0]["stale"] is True
 
