@@ -69,6 +69,7 @@ class Reporter:
             former = replace(Report.unpack(bytes(Report.STRUCT.size)), cookie=cookie)
         self._former = former
         self._top = _top_of(former)
+        self._sources = sketch.Sketch.from_bytes(_SKETCH.pack(*former.sketch), former.sources)
         now = time.time_ns()
         self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
         """The last report."""
@@ -113,12 +114,13 @@ class Reporter:
         if self._receiver is None:
             return
         self._top.add(*self._receiver.senders())
+        sources = sketch.union(self._sources, self._receiver.sketch).fitted()
         self.latest = replace(
             self.latest,
-            sources=self._top.sources,
+            sources=len(sources.marks or ()),
             top_error=self._top.error,
             top=_words_of(self._top.most(TOP_SOURCES)),
-            sketch=_SKETCH.unpack(sketch.union(_SKETCH.pack(*self._former.sketch), self._receiver.sketch)),
+            sketch=_SKETCH.unpack(sources.to_bytes()),
         )
 
 
@@ -133,7 +135,8 @@ def _top_of(report: Report) -> sketch.TopSources:
         for source, count in _SOURCE.iter_unpack(_TOP.pack(*report.top))
         if count
     }
-    error = min(counts.values()) if report.sources != len(counts) else 0
+    named_all = report.sources == len(counts)
+    error = 0 if named_all else min(counts.values(), default=0)
     return sketch.TopSources(counts, report.top_error + error)
 
 

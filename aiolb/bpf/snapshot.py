@@ -10,10 +10,10 @@ from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
-from aiolb import sketch
 from aiolb.address import IPAddress, canonical
 from aiolb.bpf.abi import U64, Member, Report
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
+from aiolb.sketch import Sketch, union
 
 if TYPE_CHECKING:
     from aiolb.bpf.discovery import GroupName
@@ -85,18 +85,13 @@ class MemberSnapshot:
 
     @property
     def sources(self) -> int | None:
-        """Different sources that it has seen: exactly up to 256, about beyond (see :mod:`aiolb.sketch`).
-
-        None where it has not looked: a member that handles connections does not.
-        """
-        if self.told is None or (self.told.received and not self.told.messages):
-            return None
-        return self.told.sources or sketch.estimate(self.sketch)
+        """Different sources that it has seen: exactly up to 512, about beyond (see :mod:`aiolb.sketch`)."""
+        return self.sketch.count if self.told else None
 
     @property
-    def sketch(self) -> bytes:
+    def sketch(self) -> Sketch:
         """The sketch of its sources; ``sketch.union`` of several members' counts each source once."""
-        return _words(self.told.sketch) if self.told else bytes(sketch.REGISTERS)
+        return sketch_of(self.told) if self.told else Sketch()
 
     @property
     def top(self) -> list[tuple[IPAddress, int]]:
@@ -112,7 +107,7 @@ class MemberSnapshot:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the same names as in the report file of a collector, None for what nobody told."""
-        kernel, told = self.kernel, self.told
+        kernel, told, sketch = self.kernel, self.told, self.sketch
         return {
             "index": kernel.index,
             "state": self.state.value,
@@ -129,7 +124,8 @@ class MemberSnapshot:
             "bytes": kernel.bytes,
             "failovers": kernel.failovers,
             **{name: getattr(told, name) if told else None for name in _TOLD},
-            "sources": self.sources,
+            "sources": sketch.count if told else None,
+            "sources_exact": sketch.exact if told else None,
             "handler_p50_ns": self.handler_ns(50),
             "handler_p99_ns": self.handler_ns(99),
             "top_sources": [{"source": str(source), "received": count} for source, count in self.top],
@@ -162,12 +158,17 @@ class GroupSnapshot:
 
     @property
     def sources(self) -> int:
-        """Different sources that its members have seen together, about; each counts once."""
-        return sketch.estimate(sketch.union(*(member.sketch for member in self.members)))
+        """Different sources that its members have seen together: about, unless its sketch is exact."""
+        return self.sketch.count
+
+    @property
+    def sketch(self) -> Sketch:
+        """The sketch of the sources that its members have seen together; each counts once."""
+        return union(*(member.sketch for member in self.members))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        kernel = self.kernel
+        kernel, sketch = self.kernel, self.sketch
         return {
             "group": str(self.name),
             "protocol": self.name.protocol,
@@ -180,7 +181,8 @@ class GroupSnapshot:
             "created_ns": self.created_ns,
             "generation": self.generation,
             "stale": self.stale,
-            "sources": self.sources,
+            "sources": sketch.count,
+            "sources_exact": sketch.exact,
             **{name: getattr(kernel, name) for name in COUNTERS},
             "members": [member.as_dict() for member in self.members],
         }
@@ -271,6 +273,11 @@ def quantile(buckets: Sequence[int], percent: float) -> int | None:
         if count and seen * 100 >= total * percent:
             return 1 << power
     return None
+
+
+def sketch_of(report: Report) -> Sketch:
+    """The sources that a report tells of."""
+    return Sketch.from_bytes(_words(report.sketch), report.sources)
 
 
 def _words(values: Sequence[int]) -> bytes:

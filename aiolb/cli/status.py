@@ -143,7 +143,7 @@ def _show_group(console: Console, group: GroupSnapshot) -> None:
     since = units.moment(group.created_ns, datetime.now(UTC))
     console.print(f"balancer {group.balancer}, key {kernel.key}{strict}, since {since}, seed {kernel.seed}")
     looked = any(one.sources is not None for one in group.members)
-    sources = f"sources about {units.count(group.sources)}, " if looked else ""
+    sources = f"sources {units.sources(group.sketch)}, " if looked else ""
     console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
     guard = {"denied": kernel.denied, "not listed": kernel.unlisted, "over the limit": kernel.limited}
     if any(guard.values()):

@@ -83,7 +83,7 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
         f"kernel drops {bars(drops, max(drops, default=0), width, view.bars)} {_last(drops)}/s",
         style="red" if drops and drops[-1] else "",
     )
-    total.append(f"  sources about {units.count(group.sources)}")
+    total.append(f"  sources {units.sources(group.sketch)}")
     return [head, total]
 
 

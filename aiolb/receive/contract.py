@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    import builtins
     import socket
     from collections.abc import Callable, Sequence
+
+    from aiolb.sketch import Sketch
 
 Datagram = tuple[bytes, Any]
 """One UDP payload and the address tuple that the socket module gives for it."""
@@ -75,7 +76,7 @@ class Receiver(Protocol):
         ...
 
     @property
-    def sketch(self) -> builtins.bytes:
+    def sketch(self) -> Sketch:
         """All sources so far but those that ``senders()`` left out, as :mod:`aiolb.sketch` says it."""
         ...
 

@@ -28,7 +28,7 @@ class PlainSenders:
     """Counts the datagrams of each host."""
 
     def __init__(self) -> None:
-        self._registers = bytearray(sketch.REGISTERS)
+        self._sketch = sketch.Sketch()
         self._counts: Counter[object] = Counter()
         self._hosts: Counter[str] = Counter()
         self._missed = 0
@@ -51,19 +51,19 @@ class PlainSenders:
         return hosts, missed
 
     @property
-    def sketch(self) -> bytes:
+    def sketch(self) -> sketch.Sketch:
         """See :meth:`aiolb.receive.contract.Receiver.sketch`."""
         self._fold()
-        return bytes(self._registers)
+        return self._sketch
 
     def _fold(self) -> None:
         counts, self._counts = self._counts, Counter()
         for addr, count in counts.items():
             if isinstance(addr, tuple):  # of a socket of IPv4 or IPv6
                 self._hosts[addr[0]] += count
-        for host in self._hosts.keys() - self._noted:
-            sketch.note(self._registers, sketch.packed(ip_address(host)))
-        self._noted |= self._hosts.keys()
+        if new := self._hosts.keys() - self._noted:
+            self._sketch = sketch.union(self._sketch, sketch.Sketch.of(map(ip_address, new))).fitted()
+            self._noted |= new
         if len(self._noted) > MOST:
             self._noted.clear()
         if len(self._hosts) > MOST:
