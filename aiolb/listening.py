@@ -12,8 +12,9 @@ from aiolb import sockets
 from aiolb.bpf import syscall
 
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
-# struct tcp_info (include/uapi/linux/tcp.h): of a socket that listens, tcpi_unacked is its queue (tcp_get_info()).
-_TCP_INFO = struct.Struct("=B23xI")
+# struct tcp_info (include/uapi/linux/tcp.h): of a socket that listens, tcpi_unacked is its queue (tcp_get_info()),
+# and tcpi_sacked how long that may be.
+_TCP_INFO = struct.Struct("=B23xII")
 _TCP_LISTEN = 10
 
 # Classic BPF on the TCP header: drop what has SYN and not ACK, keep everything else.
@@ -29,8 +30,17 @@ _NO_SYN = (
 
 def waiting_connections(sock: socket.socket) -> int:
     """Connections that the kernel has established for a socket and nobody has accepted; 0 if it does not listen."""
-    state, queued = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    return queued if state == _TCP_LISTEN else 0
+    return _queue(sock)[0]
+
+
+def queue_limit(sock: socket.socket) -> int:
+    """Connections that the kernel lets wait for a socket: its backlog, as the kernel lowered it; 0 as above."""
+    return _queue(sock)[1]
+
+
+def _queue(sock: socket.socket) -> tuple[int, int]:
+    state, queued, limit = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    return (queued, limit) if state == _TCP_LISTEN else (0, 0)
 
 
 def refuse_connections(sock: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiolb import binding, descriptors, remarks, sockets
@@ -14,6 +15,7 @@ from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
     from aiolb.address import Address
+    from aiolb.bpf.abi import Report
     from aiolb.bpf.group import Group
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
@@ -66,6 +68,17 @@ class Places:
             sock.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A group at one moment: ``group`` where there are slots, else what ``count`` members ``told``, by index."""
+
+    name: GroupName
+    balancer: str
+    group: GroupSnapshot | None
+    told: Mapping[int, Report]
+    count: int
+
+
 DESCRIPTORS = 4
 """That a worker takes of its supervisor beside its sockets: two for what they say to each other, one to see its end,
 and one while it starts."""
@@ -108,7 +121,7 @@ class AllPlaces:
 
     @property
     def reports(self) -> tuple[int, ...]:
-        """For each address the descriptor of the memory in which members tell of themselves; -1 where there is none."""
+        """For each address the descriptor of the memory in which members tell of themselves."""
         return tuple(group.reports_descriptor for group in self._groups)
 
     @property
@@ -136,12 +149,13 @@ class AllPlaces:
         """The groups that have slots: those with the eBPF balancer."""
         return tuple(members.group for members in self._groups if members.group is not None)
 
-    def looks(self) -> list[tuple[GroupName, str, GroupSnapshot | None]]:
-        """Each group's name and balancer, and all of it now where there are slots. Any thread may call it."""
+    def looks(self) -> list[Look]:
+        """Each group as it is now. Any thread may call it until ``close()``."""
         found = []
         for one in self._groups:
             name = GroupName(self._protocol, one.address)
-            found.append((name, one.balancer, None if one.group is None else snapshot.take(name, one.group)))
+            group = None if one.group is None else snapshot.take(name, one.group)
+            found.append(Look(name, one.balancer, group, one.told(), len(one)))
         return found
 
     @property

@@ -98,6 +98,10 @@ def _on_buffer(log: structlog.typing.FilteringBoundLogger, sock: socket.socket, 
         )
 
 
+AGAINST_FULL_QUEUES = "raise --backlog and net.core.somaxconn, or --concurrency, or add members"
+"""What to do when the kernel drops attempts to connect."""
+
+
 def against_drops(limit: int) -> str:
     """What to do when the kernel drops packets; ``limit``: bytes that the receive queue may have (SO_MEMINFO)."""
     # The kernel has doubled what was asked for, for its overhead (socket(7)): this is twice of that.

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiolb import sketch
 from aiolb.address import canonical
-from aiolb.bpf.abi import SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
+from aiolb.bpf.abi import SIZE_BUCKETS, SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aiolb.bpf.shared_reports import SharedReports
-    from aiolb.handler_times import HandlerTimes
-    from aiolb.receive.contract import Receiver
+    from aiolb.handler_times import Times
+    from aiolb.receive.contract import Senders
 
 LOOKS = 4
 """Reports between two looks at who sent what: with thousands of senders one takes a millisecond or two."""
@@ -55,14 +55,16 @@ class Reporter:
         reports: SharedReports | None,
         counts: Callable[[], Mapping[str, int]],
         *,
-        receiver: Receiver | None = None,
-        times: HandlerTimes | None = None,
+        sources: Senders,
+        times: Times,
+        batch_sizes: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self._index = index
         self._reports = reports
         self._counts = counts
-        self._receiver = receiver
+        self._senders = sources
         self._times = times
+        self._batch_sizes = batch_sizes
         self._calls = 0
         former = reports.read(index) if reports is not None else None
         if former is None or former.cookie != cookie:
@@ -98,23 +100,19 @@ class Reporter:
             self._reports.write(self._index, self.latest)
 
     def _time_handlers(self) -> None:
-        if self._times is not None:
-            self._times.sample()
+        self._times.sample()
 
     def _histograms(self) -> dict[str, Any]:
-        former, found = self._former, dict[str, Any]()
-        if self._times is not None:
-            found["handler_ns"] = former.handler_ns + self._times.total_ns
-            found["handler_times"] = _sums(former.handler_times, self._times.buckets)
-        if self._receiver is not None:
-            found["batch_sizes"] = _sums(former.batch_sizes, self._receiver.batch_sizes)
-        return found
+        former = self._former
+        return {
+            "handler_ns": former.handler_ns + self._times.total_ns,
+            "handler_times": _sums(former.handler_times, self._times.buckets),
+            "batch_sizes": _sums(former.batch_sizes, self._batch_sizes() or [0] * SIZE_BUCKETS),
+        }
 
     def _look_at_sources(self) -> None:
-        if self._receiver is None:
-            return
-        self._top.add(*self._receiver.senders())
-        sources = sketch.union(self._sources, self._receiver.sketch).fitted()
+        self._top.add(*self._senders.senders())
+        sources = sketch.union(self._sources, self._senders.sketch).fitted()
         self.latest = replace(
             self.latest,
             sources=len(sources.marks or ()),

@@ -155,4 +155,3 @@ class TopSources:
     def most(self, number: int) -> list[tuple[str, int]]:
         """The sources that sent most, and what each sent."""
         return self._counts.most_common(number)
-

@@ -159,17 +159,13 @@ class Supervisor:
         self._manager.ready(self._status())
         steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
         _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
-        if self._config.metrics is not None and not self._places.groups:
-            reason = f"the balancer {self._places.balancer} has no memory in which members tell of themselves"
-            _log.warning(
-                "metrics_limited", reason=reason, hint="only the ebpf balancer has metrics of each member here"
-            )
 
     def _observe(self) -> list[Observed]:
-        """For metrics: all groups with all members, those of other processes too."""
+        """For metrics: all groups with all members, with eBPF those of other processes too."""
         from aiolb.metrics import Observed
 
-        return [Observed(*look) for look in self._places.looks()] if self._joined else []
+        looks = self._places.looks() if self._joined else []
+        return [Observed(one.name, one.balancer, one.group, told=one.told, count=one.count) for one in looks]
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:

@@ -92,7 +92,8 @@ struct member {
 
 /* reports: array of MAX_MEMBERS; user space only: each member tells here of its socket, through mapped memory.
  * Counters begin with the socket, and go on when another process takes it over. For TCP, a datagram is a connection:
- * accepted ones are received, open ones in flight; the fields of a kind that TCP has not are 0. */
+ * accepted ones are received, open ones in flight, those in the accept queue are waiting; the fields of a kind that TCP
+ * has not are 0. */
 struct report {
 	u64 checksum;		/* CRC-32 of all that follows: a reader that finds another one reads again */
 	u64 cookie;		/* of the socket that this is about; 0: nobody has told anything */
@@ -113,7 +114,7 @@ struct report {
 	u64 sent_bytes;		/* their payload */
 	u64 send_errors;	/* replies that the kernel refused */
 	u64 queued_bytes;	/* in the receive queue now, with the kernel's overhead (SO_MEMINFO) */
-	u64 queue_limit;	/* bytes that the queue may have */
+	u64 queue_limit;	/* bytes that the queue may have; TCP: connections in the accept queue */
 	u64 kernel_drops;	/* packets that the kernel dropped; a train is one */
 	u64 sources;		/* marks in the sketch; 0 when it has registers, for more than 512 sources */
 	u64 handler_ns;		/* sum of the times below */

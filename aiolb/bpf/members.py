@@ -10,7 +10,7 @@ from dataclasses import replace
 from aiolb import descriptors, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
-from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.abi import BPFFS, Report
 from aiolb.bpf.balancers import Balancer, ClassicBalancer, EbpfBalancer, KernelBalancer
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics
 from aiolb.bpf.keys import Key
@@ -91,8 +91,12 @@ class Members:
 
     @property
     def reports_descriptor(self) -> int:
-        """That of the memory in which the members tell of themselves, for workers; it stays ours. -1 without eBPF."""
+        """That of the memory in which the members tell of themselves, for workers; it stays ours."""
         return self._chosen.reports_descriptor
+
+    def told(self) -> Mapping[int, Report]:
+        """What the members told last, where there is no group to look at. Any thread may call it until ``close()``."""
+        return self._chosen.told()
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -176,7 +180,7 @@ def join_all(
     if options.balancer == "none":
         steering.refuse_guard(options, None)
         with _all_bound(address, bind, _wanted_count(options.group, given), given) as socks:
-            return Members(address, bind, KernelBalancer(len(socks)), socks)
+            return Members(address, bind, KernelBalancer(list(socks.values())), socks)
     if options.balancer == "classic":
         return _join_classic(address, bind, options, given)
     wanted = steering.group_options(options)

@@ -67,6 +67,7 @@ class MemberSnapshot:
     state: State
     owner: int
     """The user that joined."""
+    protocol: str = "udp"
 
     @property
     def index(self) -> int:
@@ -100,6 +101,14 @@ class MemberSnapshot:
             return []
         entries = struct.iter_unpack("=16sQ", _words(self.told.top))
         return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
+
+    @property
+    def queue(self) -> float | None:
+        """How full the receive queue of its socket is, or with TCP its accept queue, 0 … 1; None where nobody told."""
+        told = self.told
+        if told is None or not told.queue_limit:
+            return None
+        return (told.waiting if self.protocol == "tcp" else told.queued_bytes) / told.queue_limit
 
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
@@ -210,21 +219,25 @@ def take(name: GroupName, group: GroupState) -> GroupSnapshot:
     statistics, config, reports = group.statistics(), group.config, group.reports
     now = time.time_ns()
     members = tuple(
-        _member(member, reports.read(member.index), group.holder(member.index), now) for member in statistics.members
+        _member(member, reports.read(member.index), group.holder(member.index), now, name.protocol)
+        for member in statistics.members
     )
     return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic())
 
 
-def _member(kernel: MemberStatistics, report: Report | None, holder: Member, now_ns: int) -> MemberSnapshot:
+def state_of(told: Report | None, now_ns: int) -> State:
+    """ALIVE or SILENT: what a member is whose socket is there. ``now_ns``: of CLOCK_REALTIME."""
+    silent = told is not None and now_ns - told.written_ns > SILENT_AFTER * 1e9
+    return State.SILENT if silent else State.ALIVE
+
+
+def _member(
+    kernel: MemberStatistics, report: Report | None, holder: Member, now_ns: int, protocol: str
+) -> MemberSnapshot:
     cookie = kernel.cookie or holder.cookie
     told = report if report is not None and report.cookie == cookie else None
-    if not kernel.alive:
-        state = State.DEAD
-    elif told is not None and now_ns - told.written_ns > SILENT_AFTER * 1e9:
-        state = State.SILENT
-    else:
-        state = State.ALIVE
-    return MemberSnapshot(kernel, told, state, holder.uid)
+    state = state_of(told, now_ns) if kernel.alive else State.DEAD
+    return MemberSnapshot(kernel, told, state, holder.uid, protocol)
 
 
 def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:

@@ -175,6 +175,7 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
         Column("RATE/S", list(map(units.count, rate("datagrams"))), 2),
         Column("SHARE", [units.percent(None if quiet else share) for share in rate("share")], 4),
         Column(what, ["-" if number is None else str(number) for number in told("received")], 1),
+        *([Column("OPEN", list(map(units.count, told("in_flight"))), 2)] if what == "CONNECTIONS" else []),
         Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
         Column("QUEUE", list(map(_queue, members)), 5),
         Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
@@ -187,10 +188,7 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
 
 
 def _queue(member: MemberSnapshot) -> str:
-    told = member.told
-    if told is None or not told.queue_limit:
-        return "-"
-    return f"{100 * told.queued_bytes / told.queue_limit:.0f}%"
+    return "-" if member.queue is None else f"{100 * member.queue:.0f}%"
 
 
 def _below(nanoseconds: int | None) -> str:
@@ -207,4 +205,7 @@ def _show_hints(console: Console, group: GroupSnapshot, members: list[MemberSnap
     if silent := [str(one.index) for one in members if one.state == "silent"]:
         console.print(f"hint: the collector of index {', '.join(silent)} is stuck or was killed: see its log")
     if limits := [one.told.queue_limit for one in members if one.told and one.told.kernel_drops]:
-        console.print(f"hint: the kernel dropped packets: {remarks.against_drops(max(limits))}")
+        tcp = group.name.protocol == "tcp"
+        what = "attempts to connect" if tcp else "packets"
+        remedy = remarks.AGAINST_FULL_QUEUES if tcp else remarks.against_drops(max(limits))
+        console.print(f"hint: the kernel dropped {what}: {remedy}")

@@ -50,7 +50,7 @@ class PlainReceiver:
         self.kept = 0
         self.batch_sizes = [0] * SIZES
         self._senders = PlainSenders()
-        self.senders = self._senders.take
+        self.senders = self._senders.senders
         self._batch = batch
         self._limit = limit
         self._buffer = bytearray(size)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
 
 MOST = 4096
-"""Addresses that are told apart until ``take()``, as in the compiled receiver."""
+"""Addresses that are told apart until ``senders()``, as in the compiled receiver."""
 
 FEW = 8
 """Datagrams of a batch below which every batch is looked at; of others only one of so many."""
@@ -43,7 +43,7 @@ class PlainSenders:
         if len(self._counts) > MOST:
             self._fold()
 
-    def take(self) -> tuple[dict[str, int], int]:
+    def senders(self) -> tuple[dict[str, int], int]:
         """See :meth:`aiolb.receive.contract.Receiver.senders`."""
         self._fold()
         hosts, missed = self._hosts, self._missed
