@@ -47,6 +47,7 @@ class Observed:
     only: int | None = None
     told: Mapping[int, Report] = field(default_factory=dict)
     count: int | None = None
+    key: str | None = None
 
     @property
     def members(self) -> list[MemberView]:
@@ -343,7 +344,8 @@ def _build() -> Metric:
 def _of_groups(observed: Sequence[Observed]) -> Iterator[Metric]:
     info = InfoMetricFamily("aiolb_group", _GROUP_INFO.help, labels=_GROUP)
     for one in observed:
-        key = {"key": one.group.kernel.key} if one.group else {}
+        hashed = one.group.kernel.key if one.group else one.key
+        key = {"key": hashed} if hashed else {}
         info.add_metric([str(one.name)], {"protocol": one.name.protocol, "balancer": one.balancer, **key})
     yield info
     groups = [((str(one.name),), one) for one in observed]

@@ -77,6 +77,7 @@ class Look:
     group: GroupSnapshot | None
     told: Mapping[int, Report]
     count: int
+    key: str | None
 
 
 DESCRIPTORS = 4
@@ -155,7 +156,8 @@ class AllPlaces:
         for one in self._groups:
             name = GroupName(self._protocol, one.address)
             group = None if one.group is None else snapshot.take(name, one.group)
-            found.append(Look(name, one.balancer, group, one.told(), len(one)))
+            key = None if one.key is None else str(one.key)
+            found.append(Look(name, one.balancer, group, one.told(), len(one), key))
         return found
 
     @property

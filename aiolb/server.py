@@ -227,7 +227,14 @@ class Server:
         if self._stopped:
             return []
         return [
-            Observed(one.group_name, one.balancer, one.look_at_group(), only=index, told={index: one.report})
+            Observed(
+                one.group_name,
+                one.balancer,
+                one.look_at_group(),
+                only=index,
+                told={index: one.report},
+                key=None if one.key is None else str(one.key),
+            )
             for one in list(self.listeners)
         ]
 

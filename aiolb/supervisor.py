@@ -165,7 +165,9 @@ class Supervisor:
         from aiolb.metrics import Observed
 
         looks = self._places.looks() if self._joined else []
-        return [Observed(one.name, one.balancer, one.group, told=one.told, count=one.count) for one in looks]
+        return [
+            Observed(one.name, one.balancer, one.group, told=one.told, count=one.count, key=one.key) for one in looks
+        ]
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:

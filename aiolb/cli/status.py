@@ -14,7 +14,7 @@ import click
 
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
-from aiolb.cli.groups import GroupType, bpffs_option
+from aiolb.cli.groups import GroupType, bpffs_option, open_group
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def status(
 def _readings(group: GroupName | None, interval: float, member: int | None, bpffs: Path) -> list[Reading]:
     """Look at the groups, twice unless the interval is 0. Raises GroupNotFoundError, ConfigurationError."""
     from aiolb.bpf import snapshot
-    from aiolb.bpf.group import Group
 
     # For a single member one group is meant; else where there is none the error says so.
     names = group_names(bpffs) if group is None and member is None else []
@@ -89,7 +88,7 @@ def _readings(group: GroupName | None, interval: float, member: int | None, bpff
         opened = []
         for name in names:
             try:
-                opened.append((name, Group.open(name.address, protocol=name.protocol, bpffs=bpffs)))
+                opened.append((name, open_group(name, bpffs)))
             except GroupNotFoundError:
                 if group is not None or len(names) == 1:
                     raise
