@@ -112,7 +112,7 @@ class Reporter:
 
     def _look_at_sources(self) -> None:
         self._top.add(*self._senders.senders())
-        sources = sketch.union(self._sources, self._senders.sketch).fitted()
+        sources = sketch.union(self._sources, sketch.Sketch(*self._senders.sketch)).fitted()
         self.latest = replace(
             self.latest,
             sources=len(sources.marks or ()),

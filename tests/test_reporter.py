@@ -15,7 +15,7 @@ from aiolb.bpf.shared_reports import SharedReports
 from aiolb.handler_times import BUCKETS
 from aiolb.receive.contract import SIZES
 from aiolb.reporter import LOOKS, Reporter
-from aiolb.sketch import EXACT, Sketch, union
+from aiolb.sketch import EXACT, Sketch
 
 
 class Times:
@@ -35,13 +35,16 @@ class Receiver:
 
     def __init__(self):
         self.batch_sizes = [0] * SIZES
-        self.sketch = Sketch()
+        self.sketch = frozenset(), b""
+        self._hosts = set()
         self.new = {}
 
     def came(self, new):
         """Datagrams of these hosts came."""
         self.new = new
-        self.sketch = union(self.sketch, Sketch.of(map(ip_address, new))).fitted()
+        self._hosts |= new.keys()
+        found = Sketch.of(map(ip_address, self._hosts))
+        self.sketch = found.marks, found.registers
 
     def senders(self):
         """What came since the last call."""
@@ -59,7 +62,15 @@ class Socket:
 
     def reporter(self, index, cookie, reports):
         """What tells of it."""
-        return Reporter(index, cookie, reports, lambda: self.counts, receiver=self.receiver, times=self.times)
+        return Reporter(
+            index,
+            cookie,
+            reports,
+            lambda: self.counts,
+            sources=self.receiver,
+            times=self.times,
+            batch_sizes=lambda: self.receiver.batch_sizes,
+        )
 
 
 @pytest.fixture

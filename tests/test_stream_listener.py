@@ -17,7 +17,8 @@ from aiolb.bpf import syscall
 from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.config import ServeConfig
 from aiolb.listener import DROPS_LOG_INTERVAL
-from aiolb.stream_listener import DROPS_HINT, StreamListener
+from aiolb.remarks import AGAINST_FULL_QUEUES
+from aiolb.stream_listener import StreamListener
 from aiolb.tally import Tally
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -196,4 +197,4 @@ def test_drops_are_told(run, logged):
     drops = run(main())
     events = [event for event in logged if event["event"] == "kernel_drops"]
     assert sum(event["packets"] for event in events) >= drops > 0
-    assert {event["hint"] for event in events} == {DROPS_HINT}
+    assert {event["hint"] for event in events} == {AGAINST_FULL_QUEUES}

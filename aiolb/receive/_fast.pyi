@@ -1,11 +1,11 @@
 """The compiled receiver: one recvmmsg into reused buffers, trains split, address tuples made once per sender."""
 
+import builtins
 import socket
 from collections.abc import Iterator, Sequence
 from typing import overload
 
 from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, Datagram
-from aiolb.sketch import Sketch
 
 class Batch(Sequence[Datagram]):
     """Datagrams that stay in the receiver's buffers until somebody looks at them or the receiver takes more."""
@@ -44,7 +44,7 @@ class FastReceiver:
     @property
     def batch_sizes(self) -> list[int]: ...
     @property
-    def sketch(self) -> Sketch: ...
+    def sketch(self) -> tuple[frozenset[int] | None, builtins.bytes]: ...
     def senders(self) -> tuple[dict[str, int], int]: ...
     def __init__(
         self,

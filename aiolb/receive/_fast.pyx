@@ -20,7 +20,6 @@ from aiolb.receive._linux cimport (
     sockaddr_in, sockaddr_in6, timespec,
 )
 
-from aiolb import sketch
 from aiolb.receive.contract import BATCH, BUFFER_SIZE, DATAGRAMS, SIZES, TimedDatagram
 
 cdef extern from "Python.h":
@@ -172,8 +171,8 @@ cdef class AddressBook:
         """All sources that were noted."""
         cdef int i
         if self._marked > EXACT:
-            return sketch.Sketch(None, PyBytes_FromStringAndSize(<char *>self._registers, REGISTERS))
-        return sketch.Sketch(frozenset([self._marks[i] for i in range(MARKS) if self._marks[i]]))
+            return None, PyBytes_FromStringAndSize(<char *>self._registers, REGISTERS)
+        return frozenset([self._marks[i] for i in range(MARKS) if self._marks[i]]), b""
 
 
 cdef class FastReceiver:

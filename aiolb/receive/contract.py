@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
+    import builtins
     import socket
     from collections.abc import Callable, Sequence
-
-    from aiolb.sketch import Sketch
 
 Datagram = tuple[bytes, Any]
 """One UDP payload and the address tuple that the socket module gives for it."""
@@ -43,8 +42,8 @@ class Senders(Protocol):
     """Who sends, in bounded memory."""
 
     @property
-    def sketch(self) -> Sketch:
-        """All sources so far but those that ``senders()`` left out, as :mod:`aiolb.sketch` says it."""
+    def sketch(self) -> tuple[frozenset[int] | None, builtins.bytes]:
+        """All sources so far but those that ``senders()`` left out, as :class:`aiolb.sketch.Sketch` takes them."""
         ...
 
     def senders(self) -> tuple[dict[str, int], int]:

@@ -11,7 +11,6 @@ from aiolb.receive.senders import PlainSenders
 
 if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
-    from aiolb.sketch import Sketch
 
 # Linux names that the socket module of Python 3.11 lacks (include/uapi/linux/udp.h, asm-generic/socket.h).
 _UDP_GRO = 104
@@ -90,7 +89,7 @@ class PlainReceiver:
         return batch
 
     @property
-    def sketch(self) -> Sketch:
+    def sketch(self) -> tuple[frozenset[int] | None, bytes]:
         """All sources so far; see :meth:`aiolb.receive.contract.Receiver.sketch`."""
         return self._senders.sketch
 

@@ -51,10 +51,10 @@ class PlainSenders:
         return hosts, missed
 
     @property
-    def sketch(self) -> sketch.Sketch:
+    def sketch(self) -> tuple[frozenset[int] | None, bytes]:
         """See :meth:`aiolb.receive.contract.Receiver.sketch`."""
         self._fold()
-        return self._sketch
+        return self._sketch.marks, self._sketch.registers
 
     def _fold(self) -> None:
         counts, self._counts = self._counts, Counter()
