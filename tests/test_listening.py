@@ -36,9 +36,17 @@ def test_what_waits(wait_until):
 
 
 def test_what_is_no_listening_socket():
-    """Nothing waits at a socket that does not listen."""
+    """Nothing waits at a socket that does not listen, and nothing may."""
     with socket.socket() as sock:
-        assert listening.waiting_connections(sock) == 0
+        assert listening.waiting_connections(sock) == listening.queue_limit(sock) == 0
+
+
+def test_how_many_may_wait():
+    """The backlog that the kernel has made of what it was told."""
+    with listening_socket(backlog=7) as sock:
+        assert listening.queue_limit(sock) == 7
+        listening.listen_again(sock, 9)
+        assert listening.queue_limit(sock) == 9
 
 
 def test_refusing(wait_until):
