@@ -73,7 +73,7 @@ async def at_rest(urls, number, *, sources=0):
             await asyncio.sleep(0.02)
 
 
-async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
+async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path, check_conventions):
     """Its numbers are those of the sender and of its own report, its workers serve nothing, a restart loses none."""
     report = tmp_path / "report"
     options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--workers", "3", "--report", str(report)]
@@ -87,6 +87,7 @@ async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
         await flood(address, 1000)
         (told,) = await at_rest([event["url"]], 3000, sources=100)
         assert supervisor.named("metrics") == [event]
+        await check_conventions(event["url"])
         assert await supervisor.stop() == 0
     members = json.loads(report.read_text())["members"]
     assert told["member_received_total"] == {member["index"]: member["received"] for member in members}
@@ -99,7 +100,7 @@ async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
     assert told["group_sources"] == {None: 100}
 
 
-async def test_collectors_tell_of_themselves(bpffs, address, tmp_path):
+async def test_collectors_tell_of_themselves(bpffs, address, tmp_path, check_conventions):
     """Each of two collectors tells of its own member alone, so that together every datagram counts once."""
     options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--count", "2", *METRICS]
     async with (
@@ -113,6 +114,7 @@ async def test_collectors_tell_of_themselves(bpffs, address, tmp_path):
             await member.ready()
         await flood(address, 1000)
         told = await at_rest(urls, 1000)
+        await check_conventions(urls[0])
         ends = [await member.stop() for member in members]
     assert [one["member_received_total"] for one in told] == [
         {index: end["received"]} for index, end in enumerate(ends)
@@ -149,14 +151,16 @@ async def test_a_port_in_use(bpffs, address, more):
     assert not (bpffs / "aiolb").exists()
 
 
-async def test_classic(tmp_path):
+@pytest.mark.parametrize("balancer", ["classic", "none"])
+async def test_without_a_group(tmp_path, check_conventions, balancer):
     """Without a group a collector tells what it counts itself."""
-    options = ["discard", "--bind", "127.0.0.1:0", "--balancer", "classic", *METRICS]
+    options = ["discard", "--bind", "127.0.0.1:0", "--balancer", balancer, *METRICS]
     async with Member(*options, report=tmp_path / "0") as member:
         url = (await member.event("metrics"))["url"]
         bind = (await member.ready())["bind"]
         await flood(bind, 100)
         (told,) = await at_rest([url], 100)
+        await check_conventions(url)
         assert "member_packets_total" not in told
         assert "group_members" not in told
         assert (await member.stop())["handled"] == 100
