@@ -159,11 +159,20 @@ class Supervisor:
         self._manager.ready(self._status())
         steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
         _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
-        if self._config.metrics is not None and not self._places.groups:
-            reason = f"the balancer {self._places.balancer} has no memory in which members tell of themselves"
+        if not self._places.groups:
+            self._tell_of_missing_groups()
+
+    def _tell_of_missing_groups(self) -> None:
+        """What was asked for and needs the eBPF balancer, where another one steers."""
+        balancer = self._places.balancer
+        if self._config.metrics is not None:
+            reason = f"the balancer {balancer} has no memory in which members tell of themselves"
             _log.warning(
                 "metrics_limited", reason=reason, hint="only the ebpf balancer has metrics of each member here"
             )
+        if self._rebalance is not None:
+            reason = f"the balancer {balancer} has no slots: --rebalance does nothing"
+            _log.warning("rebalance_off", reason=reason, hint="with --balancer ebpf it does not start without them")
 
     def _observe(self) -> list[Observed]:
         """For metrics: all groups with all members, those of other processes too."""
@@ -300,11 +309,7 @@ class Supervisor:
 
     async def _keep_even(self) -> None:
         """Move slots where load is uneven, if that was asked for."""
-        if self._rebalance is None:
-            return
-        if not self._places.groups:
-            hint = "only the ebpf balancer can"
-            _log.warning("rebalance_off", reason=f"the balancer {self._places.balancer} has no slots", hint=hint)
+        if self._rebalance is None or not self._places.groups:
             return
         try:
             await keep_even(self._places.groups, self._rebalance, self._holds_all, self._stopping)
