@@ -18,7 +18,7 @@ from aiolb.address import as_text
 from aiolb.assignment import Assignment
 from aiolb.balancing import RebalancePolicy, SlotWatches, keep_even
 from aiolb.config import ServeConfig
-from aiolb.errors import AiolbError, ConfigurationError, StartError
+from aiolb.errors import AiolbError, CompileStoppedError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
 from aiolb.metrics_server import MetricsServer
 from aiolb.places import AllPlaces, Places
@@ -108,8 +108,11 @@ class Supervisor:
         if self._config.user is not None:
             privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
-            async with self._metrics:
-                await self._run(said)
+            try:
+                async with self._metrics:
+                    await self._run(said)
+            except CompileStoppedError as error:
+                _log.info("start_given_up", reason=str(error))
 
     async def _run(self, said: dict[str, str]) -> None:
         self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))

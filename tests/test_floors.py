@@ -34,6 +34,7 @@ FLOORS = {
     "aiolb.log_file": 1,
     "aiolb.logs": 2,
     "aiolb.loops": 1,
+    "aiolb.held_signals": 0,
     "aiolb.signals": 1,
     "aiolb.waiting": 1,
     "aiolb.restarts": 1,
