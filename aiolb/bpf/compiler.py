@@ -41,7 +41,12 @@ def compile_balancer(*, debug: bool = False, migrates: bool = False, key_file: K
     and when it has ended, where SIGINT or SIGTERM came.
     """
     defined = {"AIOLB_DEBUG": debug, "AIOLB_MIGRATE": migrates, "AIOLB_KEY_FILE": key_file is not None}
-    flags = [f"-I{FOLDER}", "-Werror=undefined-internal", *(f"-D{name}" for name, wanted in defined.items() if wanted)]
+    flags = [
+        f"-I{FOLDER}",
+        "-Werror=undefined-internal",
+        "-Werror=uninitialized",
+        *(f"-D{name}" for name, wanted in defined.items() if wanted),
+    ]
     balancer = (FOLDER / "balancer.c").read_text()
     joined = balancer if key_file is None else JoinedSource(balancer, key_file)
     request = {"source": str(joined), "flags": flags, "function": "balancer", "folders": BCC_FOLDERS}
