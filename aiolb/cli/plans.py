@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.cli.texts import some
+from aiolb.cli.texts import plain_console, some
 
 if TYPE_CHECKING:
     from aiolb.bpf.balance import Look
@@ -55,8 +55,6 @@ def _moves(look: Look) -> list[tuple[int, int, int, float]]:
 
 def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     """Print it, 80 columns wide."""
-    from rich.console import Console
-
     total = sum(look.loads)
     if not total:
         click.echo(f"{group.address}: no packets in {seconds:.1f} s, so there is nothing to even out")
@@ -68,7 +66,7 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     if look.plan is None:
         click.echo(_why_nothing(look, bound))
     else:
-        console = Console(highlight=False)
+        console = plain_console()
         console.print(_members(look, seconds))
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))

@@ -13,6 +13,7 @@ import click
 from aiolb.address import parse_source
 from aiolb.bpf.discovery import GroupName
 from aiolb.cli.groups import group_option, opened
+from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -114,8 +115,6 @@ def _route(steering: Steering, source: IPAddress, port: int | None) -> Route:
 
 
 def _show(routes: Sequence[Route]) -> None:
-    from rich.console import Console
-
     from aiolb.cli.table import Column, lines
 
     columns = [
@@ -125,7 +124,7 @@ def _show(routes: Sequence[Route]) -> None:
         Column("STATE", ["alive" if one.owner_alive else "dead" for one in routes], 0, left=True),
         Column("NOW AT", ["nobody" if one.member is None else str(one.member) for one in routes], 0),
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     for line in lines(columns, ["" if one.owner_alive else "bold red" for one in routes]):
         console.print(line)
 

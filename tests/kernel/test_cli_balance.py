@@ -265,3 +265,4 @@ def test_rebalance_refuses(group, aiolb, arguments, message):
     status, said, error = aiolb("rebalance", *arguments)
     assert (status, said) == (2, "")
     assert message in error
+    assert "\n  hint: " in error
