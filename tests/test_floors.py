@@ -92,6 +92,7 @@ FLOORS = {
     "aiolb.bpf.changes": 4,
     "aiolb.bpf.balance": 6,
     "aiolb.bpf.snapshot": 6,
+    "aiolb.bpf.slot_sources": 7,
     "aiolb.alarm": 1,
     "aiolb.frames": 0,
     "aiolb.capture": 1,

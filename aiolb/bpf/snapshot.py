@@ -101,10 +101,7 @@ class MemberSnapshot:
     @property
     def top(self) -> list[tuple[IPAddress, int]]:
         """The sources that sent most, and their datagrams, at most ``told.top_error`` too low."""
-        if self.told is None:
-            return []
-        entries = struct.iter_unpack("=16sQ", _words(self.told.top))
-        return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
+        return top_sources(self.told) if self.told else []
 
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
@@ -223,6 +220,12 @@ def _member(kernel: MemberStatistics, report: Report | None, holder: Member, now
     else:
         state = State.ALIVE
     return MemberSnapshot(kernel, told, state, holder.uid)
+
+
+def top_sources(report: Report) -> list[tuple[IPAddress, int]]:
+    """The sources that a report names as those that sent most, and their datagrams."""
+    entries = struct.iter_unpack("=16sQ", _words(report.top))
+    return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
 
 
 def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:
