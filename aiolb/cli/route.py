@@ -102,13 +102,7 @@ def _of_numbers(count: int, seed: int, key: str) -> Steering:
 def _route(steering: Steering, source: IPAddress, port: int | None) -> Route:
     from aiolb.bpf.hashing import choose
 
-    key = steering.key.bytes_of(source, port)
-    if key is None:
-        flow = str(steering.key) == "flow"
-        raise ConfigurationError(
-            f"a source alone does not tell where it goes: the key is {steering.key}",
-            hint="write the sender's port too: ADDR:PORT" if flow else "aiolb status tells what each member gets",
-        )
+    key = steering.key.told_by(source, port)
     slot, member = choose(steering.seed, key, steering.slots, steering.count, steering.alive, newest=steering.newest)
     owner = steering.slots[slot]
     return Route(str(source), port, slot, owner, owner in steering.alive, member)
