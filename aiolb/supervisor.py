@@ -404,6 +404,8 @@ class Supervisor:
     async def _end(self, member: SupervisedMember, order: str) -> None:
         if member in self._keepers and not self._given_up:
             await member.steady(seconds=self._config.graceful_timeout)
+        if order == "drain":
+            member.places.refuse()
         await member.end(order)
         if (keeper := self._keepers.pop(member, None)) is not None:
             await keeper
