@@ -16,6 +16,7 @@ _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 # and tcpi_sacked how long that may be.
 _TCP_INFO = struct.Struct("=B23xII")
 _TCP_LISTEN = 10
+_SO_GET_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 # Classic BPF on the TCP header: drop what has SYN and not ACK, keep everything else.
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -47,14 +48,20 @@ def refuse_connections(sock: socket.socket) -> bool:
     """Let the kernel drop, and count, who wants to connect from now on; what is queued stays to be accepted.
 
     Dropped silently: whoever connects tries again a second later, and finds another member, or nobody.
-    Connections that are accepted are not touched. False where the kernel does not let this user do so: some let
-    nobody without privileges filter TCP (EPERM, measured with 6.18; of UDP sockets they let everybody).
+    Connections that are accepted are not touched. False where nobody has done so, and the kernel does not let this
+    user: some let nobody without privileges filter TCP (EPERM, measured with 6.18; of UDP sockets they let everybody).
     """
     try:
         syscall.attach_filter(sock, b"".join(_INSTRUCTION.pack(*instruction) for instruction in _NO_SYN))
     except PermissionError:
-        return False
+        return refuses_connections(sock)
     return True
+
+
+def refuses_connections(sock: socket.socket) -> bool:
+    """Whether somebody has called ``refuse_connections`` for a socket, which any of its owners may have."""
+    # It gives as many bytes as the filter has instructions (sk_get_filter(), net/core/filter.c); any user may ask.
+    return bool(sock.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8 * len(_NO_SYN)))
 
 
 def stop_listening(sock: socket.socket) -> int:

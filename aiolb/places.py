@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiolb import binding, descriptors, remarks, sockets
+from aiolb import binding, descriptors, listening, remarks, sockets
 from aiolb.bpf import members, snapshot
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.steering import JoinOptions
@@ -52,6 +52,12 @@ class Places:
         self.out = True
         left = [group[self.index].place.leave() for group in self._groups]
         return all(left)
+
+    def refuse(self) -> None:
+        """Let no new connection in, before a worker that may have no privilege to do so takes its last look."""
+        for sock in self.sockets.values():
+            if sock.type == socket.SOCK_STREAM:
+                listening.refuse_connections(sock)
 
     @property
     def displaced(self) -> bool:

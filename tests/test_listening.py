@@ -52,6 +52,7 @@ def test_how_many_may_wait():
 def test_refusing(wait_until):
     """Who connects after the refusal is dropped and counted; what waited and what is open goes on."""
     with ExitStack() as stack, listening_socket() as sock:
+        assert not listening.refuses_connections(sock)
         early, waiting = connect(stack, sock), connect(stack, sock)
         wait_until(lambda: listening.waiting_connections(sock) == 2, "both connections")
         opened = stack.enter_context(sock.accept()[0])
@@ -61,6 +62,7 @@ def test_refusing(wait_until):
         with pytest.raises(TimeoutError):
             connect(stack, sock, timeout=SILENCE)
         assert sockets.memory(sock).drops == drops + 1
+        assert listening.refuses_connections(sock)
         accepted = stack.enter_context(sock.accept()[0])
         for ours, theirs in ((opened, early), (accepted, waiting)):
             ours.setblocking(True)

@@ -17,7 +17,7 @@ from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import check_count
 from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Joined, JoinOptions
-from aiolb.errors import GroupError, PrivilegeError, UnsupportedError
+from aiolb.errors import AiolbError, GroupError, PrivilegeError, UnsupportedError
 
 Bind = Callable[[Address], socket.socket]
 """Makes a socket that is bound to an address."""
@@ -88,6 +88,11 @@ class Members:
         check_count(len(self) - 1)
         if self.group is not None and not self.waiting:
             self.group.check_shares(len(self) - 1)
+
+    @property
+    def cautions(self) -> Mapping[str, AiolbError]:
+        """What is to be warned of, by the name of the event."""
+        return {} if self.group is None else self.group.cautions
 
     @property
     def reports_descriptor(self) -> int:

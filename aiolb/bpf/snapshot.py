@@ -97,10 +97,7 @@ class MemberSnapshot:
     @property
     def top(self) -> list[tuple[IPAddress, int]]:
         """The sources that sent most, and their datagrams, at most ``told.top_error`` too low."""
-        if self.told is None:
-            return []
-        entries = struct.iter_unpack("=16sQ", _words(self.told.top))
-        return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
+        return top_sources(self.told) if self.told else []
 
     @property
     def queue(self) -> float | None:
@@ -238,6 +235,12 @@ def _member(
     told = report if report is not None and report.cookie == cookie else None
     state = state_of(told, now_ns) if kernel.alive else State.DEAD
     return MemberSnapshot(kernel, told, state, holder.uid, protocol)
+
+
+def top_sources(report: Report) -> list[tuple[IPAddress, int]]:
+    """The sources that a report names as those that sent most, and their datagrams."""
+    entries = struct.iter_unpack("=16sQ", _words(report.top))
+    return [(canonical(IPv6Address(source)), count) for source, count in entries if count]
 
 
 def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:

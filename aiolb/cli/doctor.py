@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiolb.cli.groups import bpffs_option
+from aiolb.cli.texts import plain_console
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -54,11 +55,10 @@ def _as_json(found: list[Diagnosis], levels: Counter[str]) -> dict[str, object]:
 
 
 def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = plain_console()
     width = max(len(one.check) for one in found)
     for one in found:
         level = one.level.value

@@ -15,6 +15,7 @@ import click
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
 from aiolb.cli.groups import GroupType, bpffs_option, open_group
+from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -114,11 +115,9 @@ def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
 
 
 def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], *, wide: bool) -> None:
-    from rich.console import Console
-
     from aiolb.cli.table import fitting, lines
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     # Nobody counts the columns of a pipe.
     width = console.width if console.is_terminal and not wide else None
     for number, (reading, members) in enumerate(zip(readings, shown, strict=True)):

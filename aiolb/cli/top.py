@@ -14,6 +14,7 @@ import click
 
 from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import GroupType, bpffs_option, opened
+from aiolb.cli.texts import plain_console
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -59,14 +60,12 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
 
     Keys sort by rate (r), drops (d), queue (u), errors (e), p99 of the handler time (p) or member (m); j and k scroll.
     """
-    from rich.console import Console
-
     from aiolb.bpf import snapshot
     from aiolb.cli.top_frame import BARS, PLAIN_BARS, View
     from aiolb.cli.top_history import History
 
     name = the_group(group, bpffs)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS)
     with opened(name, bpffs) as found:
 
