@@ -18,7 +18,7 @@ class Assignment:
     """One worker's work; it travels as an argument of the worker's command line.
 
     ``sockets``: address and descriptor of each bound socket. ``reports``: the descriptor of the memory for each of
-    them in which it tells of itself (:class:`aiolb.bpf.shared_reports.SharedReports`), -1 where there is none.
+    them in which it tells of itself (:class:`aiolb.bpf.shared_reports.SharedReports`).
     ``tally``: descriptor of its :class:`aiolb.tally.Tally`. ``user``: whom to run as. ``kept``: a service manager
     keeps the sockets too, so that their queues outlive the supervisor. ``beat``: seconds between two signs of life.
     ``log``: the arguments of :func:`aiolb.logs.configure`.
@@ -40,7 +40,7 @@ class Assignment:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that it names, but for the tally."""
-        return (*(number for _, number in self.sockets), *(number for number in self.reports if number >= 0))
+        return (*(number for _, number in self.sockets), *self.reports)
 
     @staticmethod
     def settings_of(config: ServeConfig) -> dict[str, Any]:

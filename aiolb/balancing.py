@@ -12,6 +12,7 @@ import structlog
 
 from aiolb.bpf.balance import BOUND, INTERVAL, Balance, Look
 from aiolb.bpf.changes import SlotsChange, SlotsWatch
+from aiolb.bpf.slot_sources import sources_in
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.waiting import happens
 
@@ -126,5 +127,6 @@ class Keeper:
             slots=len(new),
             biggest=slot,
             share_of_load=round(load / sum(look.loads), 3),
+            sources=", ".join(map(str, sources_in(self.group, [slot]).get(slot, []))) or None,
             hint="each is most likely a single source: only --key flow can split it",
         )

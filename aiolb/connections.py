@@ -7,10 +7,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 import structlog
 
+from aiolb.handler_times import Times
+from aiolb.receive.senders import PlainSenders
 from aiolb.sampling import Sampling
 from aiolb.stats import ConnectionStatistics
 
@@ -38,6 +41,10 @@ class Connections:
     def __init__(self, handlers: StreamHandlers, concurrency: int) -> None:
         self.changed: Callable[[], None] = _nothing
         self.received_bytes = 0
+        self.senders = PlainSenders()
+        """Who connected, by connections."""
+        self.times = Times()
+        """How long the handlers took that have ended."""
         self._handlers = handlers
         self._concurrency = concurrency
         self._loop = asyncio.get_running_loop()
@@ -50,6 +57,7 @@ class Connections:
     def take(self, sock: socket.socket, addr: Any) -> None:
         """Handle a connection that was accepted; its handler starts with the next turn of the loop."""
         self._accepted += 1
+        self.senders.note(((b"", addr),))
         task = self._loop.create_task(self._serve(sock, addr))
         self._open.add(task)
         task.add_done_callback(partial(self._ended, sock))
@@ -95,6 +103,7 @@ class Connections:
         return returned
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, addr: Any) -> bool:
+        began = perf_counter_ns()
         try:
             await self._handlers.handle_stream(reader, writer)
         except (Exception, asyncio.CancelledError) as error:
@@ -103,6 +112,8 @@ class Connections:
                 raise  # it was stopped
             self._report(error, addr)
             return False
+        finally:
+            self.times.record(perf_counter_ns() - began)
         return True
 
     def _report(self, error: BaseException, addr: Any) -> None:

@@ -68,8 +68,9 @@ class DatagramListener(Listener):
             cookie(self._sock),
             joined.reports,
             self._counts,
-            receiver=self.transport.receiver,
+            sources=self.transport.receiver,
             times=self.protocol.handler_times,
+            batch_sizes=lambda: self.transport.receiver.batch_sizes,
         )
 
     @property

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from types import TracebackType
 from typing import Self
 
-from aiolb.address import Address, IPNetwork, parse_ip
+from aiolb.address import Address, IPNetwork
 from aiolb.errors import AiolbError, ConfigurationError
 from aiolb.histogram import Histogram, microseconds
 from aiolb.pacing import Schedule
@@ -77,8 +77,7 @@ class EchoPublisher:
     async def __aenter__(self) -> Self:
         if self._timed is not None:
             raise AiolbError("the publisher was entered before", hint="make another one")
-        sockaddr = await resolve(self.config)
-        target = Address(str(parse_ip(sockaddr[0])), sockaddr[1])
+        target, sockaddr = await resolve(self.config)
         number, addresses = source_addresses(self.config.source_set, target)
         allow_descriptors(number + 2)
         loop = asyncio.get_running_loop()

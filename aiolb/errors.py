@@ -67,3 +67,7 @@ class MemberTakenError(GroupError):
 
 class CompileError(StartError):
     """bcc is missing, is not the real one, or could not compile the program."""
+
+
+class CompileStoppedError(CompileError):
+    """A signal came that ends this process while bcc compiled; its handler has been called."""

@@ -24,7 +24,24 @@ class Handlers(door.Handlers, Protocol):
         ...
 
 
-class HandlerTimes:
+class Times:
+    """How long handlers took that somebody has timed."""
+
+    def __init__(self) -> None:
+        self.buckets = [0] * BUCKETS
+        """The i-th counts times below 2^i nanoseconds, the last one all others too."""
+        self.total_ns = 0
+
+    def sample(self) -> None:
+        """All of them are timed."""
+
+    def record(self, elapsed: int) -> None:
+        """Count a handler that took so many nanoseconds."""
+        self.buckets[min(elapsed.bit_length(), BUCKETS - 1)] += 1
+        self.total_ns += elapsed
+
+
+class HandlerTimes(Times):
     """The handlers of an application, one by one or in ``batches``.
 
     After ``sample()`` those of the next turn are timed, until they return.
@@ -37,9 +54,7 @@ class HandlerTimes:
     handle_batch: Callable[[list[Datagram]], Coroutine[Any, Any, None]]
 
     def __init__(self, handlers: Handlers, *, batches: bool) -> None:
-        self.buckets = [0] * BUCKETS
-        """The i-th counts times below 2^i nanoseconds, the last one all others too."""
-        self.total_ns = 0
+        super().__init__()
         self._handlers = handlers
         self._batches = batches
         if batches:
@@ -60,7 +75,7 @@ class HandlerTimes:
         try:
             await self._handlers.handle(datagram, addr)
         finally:
-            self._record(perf_counter_ns() - began)
+            self.record(perf_counter_ns() - began)
 
     async def _timed_batch(self, batch: list[Datagram]) -> None:
         self.handle_batch = self._handlers.handle_batch
@@ -68,8 +83,4 @@ class HandlerTimes:
         try:
             await self._handlers.handle_batch(batch)
         finally:
-            self._record(perf_counter_ns() - began)
-
-    def _record(self, elapsed: int) -> None:
-        self.buckets[min(elapsed.bit_length(), BUCKETS - 1)] += 1
-        self.total_ns += elapsed
+            self.record(perf_counter_ns() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,12 +19,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from aiolb.bpf import spec
+from aiolb.bpf import snapshot, spec
 from aiolb.bpf.abi import Report
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
 from aiolb.bpf.statistics import MemberStatistics
 from aiolb.receive import choose
+from aiolb.sketch import Sketch, union
 
 SECOND = 1e9
 """Nanoseconds."""
@@ -35,7 +37,8 @@ SHORTEST, LONGEST = 10, 34
 class Observed:
     """What is known of one group: ``group`` with the eBPF balancer, else what its members ``told``, by index.
 
-    ``only`` is the member to tell of, where others tell of the others; None is all of them.
+    ``only`` is the member to tell of, where others tell of the others; None is all of them. ``count`` is the number of
+    members where all of them are ours, and None where ``told`` has one member of a group that nobody knows.
     """
 
     name: GroupName
@@ -43,29 +46,49 @@ class Observed:
     group: GroupSnapshot | None
     only: int | None = None
     told: Mapping[int, Report] = field(default_factory=dict)
+    count: int | None = None
+    key: str | None = None
 
     @property
     def members(self) -> list[MemberView]:
         """The members to tell of."""
-        if self.group is None:
-            return [MemberView(index, None, report, State.ALIVE, None) for index, report in self.told.items()]
-        return [MemberView.of(member) for member in self.group.members if self.only in (None, member.index)]
+        if self.group is not None:
+            return [MemberView.of(member) for member in self.group.members if self.only in (None, member.index)]
+        now, indexes = time.time_ns(), self.told if self.count is None else range(self.count)
+        return [MemberView.told_only(self.name.protocol, index, self.told.get(index), now) for index in indexes]
+
+    @property
+    def all_members(self) -> Sequence[MemberView] | None:
+        """Every member of the group; None where that is not known."""
+        if self.group is not None:
+            return [MemberView.of(member) for member in self.group.members]
+        return None if self.count is None else self.members
 
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
     """One member, as metrics want it."""
 
+    protocol: str
     index: int
     kernel: MemberStatistics | None
     told: Report | None
     state: State
-    sources: int | None
 
     @classmethod
     def of(cls, member: MemberSnapshot) -> MemberView:
         """A member of a group with the eBPF balancer."""
-        return cls(member.index, member.kernel, member.told, member.state, member.sources)
+        return cls(member.protocol, member.index, member.kernel, member.told, member.state)
+
+    @classmethod
+    def told_only(cls, protocol: str, index: int, told: Report | None, now_ns: int) -> MemberView:
+        """One whose socket is there, and of which the kernel counts nothing."""
+        return cls(protocol, index, None, told, snapshot.state_of(told, now_ns))
+
+    @property
+    def sketch(self) -> Sketch:
+        """Its sources."""
+        return snapshot.sketch_of(self.told) if self.told else Sketch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +122,26 @@ def _kernel(name: str, divisor: float = 1) -> Callable[[MemberView], float | Non
     return value
 
 
-def _group(name: str) -> Callable[[GroupSnapshot], float]:
-    def value(group: GroupSnapshot) -> float:
-        return float(getattr(group.kernel, name))
+def _only(protocol: str, name: str) -> Callable[[MemberView], float | None]:
+    """What was told, of members of one protocol."""
+    return lambda member: _told(name)(member) if member.protocol == protocol else None
+
+
+def _group(name: str) -> Callable[[Observed], float | None]:
+    def value(observed: Observed) -> float | None:
+        return None if observed.group is None else float(getattr(observed.group.kernel, name))
 
     return value
+
+
+def _of_all(value: Callable[[Sequence[MemberView]], float]) -> Callable[[Observed], float | None]:
+    """What all members make together."""
+
+    def of(observed: Observed) -> float | None:
+        members = observed.all_members
+        return None if members is None else value(members)
+
+    return of
 
 
 def _since(name: str) -> Callable[[MemberView], float | None]:
@@ -112,31 +150,38 @@ def _since(name: str) -> Callable[[MemberView], float | None]:
 
 
 GROUPS = (
-    Described("group_members", "gauge", "Members that the group is to have.", _group("count")),
+    Described("group_members", "gauge", "Members that the group is to have.", _of_all(len)),
     Described(
         "group_members_alive",
         "gauge",
         "Members whose place a socket holds.",
-        lambda group: sum(one.kernel.alive for one in group.members),
+        _of_all(lambda members: sum(one.state is not State.DEAD for one in members)),
     ),
     Described(
         "group_members_silent",
         "gauge",
         "Members whose socket is there but whose collector has told nothing for 3 seconds.",
-        lambda group: sum(one.state is State.SILENT for one in group.members),
+        _of_all(lambda members: sum(one.state is State.SILENT for one in members)),
     ),
     Described(
-        "group_sources", "gauge", "Different sources that all members have seen, about.", lambda group: group.sources
+        "group_sources",
+        "gauge",
+        "Different sources that all members have seen: exact while no member has more than 512 and all together 4,096,"
+        " else an estimate with a standard error of 2.3 %.",
+        _of_all(lambda members: union(*(one.sketch for one in members)).count),
     ),
     Described(
         "group_created_time_seconds",
         "gauge",
         "When the group was made, since the epoch.",
-        lambda group: group.created_ns / SECOND,
+        lambda one: None if one.group is None else one.group.created_ns / SECOND,
     ),
     Described("group_strict", "gauge", "1 if packets are dropped while nobody is alive.", _group("strict")),
     Described(
-        "group_generation", "gauge", "Grows whenever slots or members are changed.", lambda group: group.generation
+        "group_generation",
+        "gauge",
+        "Grows whenever slots or members are changed.",
+        lambda one: None if one.group is None else one.group.generation,
     ),
     Described("group_failovers", "counter", "Packets for a dead member that another one got.", _group("failovers")),
     Described("group_unsteered", "counter", "Packets left to the kernel's own hash.", _group("unsteered")),
@@ -196,14 +241,43 @@ MEMBERS = (
     Described(
         "member_kernel_drops",
         "counter",
-        "Packets that the kernel dropped because the receive queue was full; a train is one.",
+        "Packets that the kernel dropped because the receive queue was full; a train is one. With tcp, attempts to"
+        " connect.",
         _told("kernel_drops"),
     ),
-    Described("member_in_flight", "gauge", "Handlers that run now.", _told("in_flight")),
-    Described("member_waiting", "gauge", "Received, and not yet with a handler.", _told("waiting")),
-    Described("member_queue_bytes", "gauge", "Bytes in the receive queue, with their overhead.", _told("queued_bytes")),
-    Described("member_queue_limit_bytes", "gauge", "Bytes that the receive queue may hold.", _told("queue_limit")),
-    Described("member_sources", "gauge", "Different sources that it has seen, about.", lambda member: member.sources),
+    Described(
+        "member_in_flight", "gauge", "Handlers that run now; with tcp, connections that are open.", _told("in_flight")
+    ),
+    Described(
+        "member_waiting",
+        "gauge",
+        "Received, and not yet with a handler; with tcp, connections in the accept queue.",
+        _told("waiting"),
+    ),
+    Described(
+        "member_queue_bytes",
+        "gauge",
+        "Bytes in the receive queue, with their overhead; not with tcp.",
+        _only("udp", "queued_bytes"),
+    ),
+    Described(
+        "member_queue_limit_bytes",
+        "gauge",
+        "Bytes that the receive queue may hold; not with tcp.",
+        _only("udp", "queue_limit"),
+    ),
+    Described(
+        "member_waiting_limit",
+        "gauge",
+        "Connections that the accept queue may hold; with tcp only.",
+        _only("tcp", "queue_limit"),
+    ),
+    Described(
+        "member_sources",
+        "gauge",
+        "Different sources that it has seen: exact up to 512, else an estimate with a standard error of 2.3 %.",
+        lambda member: member.sketch.count if member.told else None,
+    ),
 )
 
 _GROUP, _MEMBER = ("group",), ("group", "member")
@@ -215,7 +289,7 @@ _MEMBER_INFO = Described("member", "info", "Whose its socket is: process and use
 _TIMES = Described(
     "member_handler_duration_seconds",
     "histogram",
-    "How long handlers took, of about four a second that are timed; a batch is one.",
+    "How long handlers took, of about four a second that are timed; a batch is one. With tcp, of all connections.",
 )
 _BATCHES = Described(
     "member_batch_datagrams", "histogram", "Datagrams that one look at the socket handed over; their sum is exact."
@@ -270,10 +344,11 @@ def _build() -> Metric:
 def _of_groups(observed: Sequence[Observed]) -> Iterator[Metric]:
     info = InfoMetricFamily("aiolb_group", _GROUP_INFO.help, labels=_GROUP)
     for one in observed:
-        key = {"key": one.group.kernel.key} if one.group else {}
+        hashed = one.group.kernel.key if one.group else one.key
+        key = {"key": hashed} if hashed else {}
         info.add_metric([str(one.name)], {"protocol": one.name.protocol, "balancer": one.balancer, **key})
     yield info
-    groups = [((str(one.name),), one.group) for one in observed if one.group is not None]
+    groups = [((str(one.name),), one) for one in observed]
     for metric in GROUPS:
         yield _family(metric, _GROUP, groups)
 
@@ -289,10 +364,9 @@ def _of_members(observed: Sequence[Observed]) -> Iterator[Metric]:
         if (told := member.told) is None:
             continue
         info.add_metric(labels, {"pid": str(told.pid), "uid": str(told.uid), "cookie": str(told.cookie)})
-        if not told.messages and told.received:
-            continue  # connections are neither timed nor taken in batches
         times.add_metric(labels, _time_buckets(told.handler_times), told.handler_ns / SECOND)
-        batches.add_metric(labels, _size_buckets(told.batch_sizes), told.received)
+        if member.protocol == "udp":  # connections come one by one
+            batches.add_metric(labels, _size_buckets(told.batch_sizes), told.received)
     yield from (info, times, batches)
 
 

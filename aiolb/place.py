@@ -139,6 +139,8 @@ def join(
     place = Place(address, index, joined)
     if place.fallback is not None:
         warnings.warn(f"the classic balancer steers {address}: {FALLBACK} ({place.fallback})", RuntimeWarning, 2)
+    for caution in joined.cautions.values():
+        warnings.warn(f"{caution} (hint: {caution.hint})", RuntimeWarning, 2)
     return place
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiolb import binding, descriptors, remarks, sockets
+from aiolb import binding, descriptors, listening, remarks, sockets
 from aiolb.bpf import members, snapshot
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.steering import JoinOptions
 
 if TYPE_CHECKING:
     from aiolb.address import Address
+    from aiolb.bpf.abi import Report
     from aiolb.bpf.group import Group
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
@@ -51,6 +53,12 @@ class Places:
         left = [group[self.index].place.leave() for group in self._groups]
         return all(left)
 
+    def refuse(self) -> None:
+        """Let no new connection in, before a worker that may have no privilege to do so takes its last look."""
+        for sock in self.sockets.values():
+            if sock.type == socket.SOCK_STREAM:
+                listening.refuse_connections(sock)
+
     @property
     def displaced(self) -> bool:
         """Whether somebody else took one of the places over, or made the group so small that it is outside."""
@@ -64,6 +72,18 @@ class Places:
         """Close the sockets. Idempotent."""
         for sock in self.sockets.values():
             sock.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A group at one moment: ``group`` where there are slots, else what ``count`` members ``told``, by index."""
+
+    name: GroupName
+    balancer: str
+    group: GroupSnapshot | None
+    told: Mapping[int, Report]
+    count: int
+    key: str | None
 
 
 DESCRIPTORS = 4
@@ -108,7 +128,7 @@ class AllPlaces:
 
     @property
     def reports(self) -> tuple[int, ...]:
-        """For each address the descriptor of the memory in which members tell of themselves; -1 where there is none."""
+        """For each address the descriptor of the memory in which members tell of themselves."""
         return tuple(group.reports_descriptor for group in self._groups)
 
     @property
@@ -136,12 +156,14 @@ class AllPlaces:
         """The groups that have slots: those with the eBPF balancer."""
         return tuple(members.group for members in self._groups if members.group is not None)
 
-    def looks(self) -> list[tuple[GroupName, str, GroupSnapshot | None]]:
-        """Each group's name and balancer, and all of it now where there are slots. Any thread may call it."""
+    def looks(self) -> list[Look]:
+        """Each group as it is now. Any thread may call it until ``close()``."""
         found = []
         for one in self._groups:
             name = GroupName(self._protocol, one.address)
-            found.append((name, one.balancer, None if one.group is None else snapshot.take(name, one.group)))
+            group = None if one.group is None else snapshot.take(name, one.group)
+            key = None if one.key is None else str(one.key)
+            found.append(Look(name, one.balancer, group, one.told(), len(one), key))
         return found
 
     @property

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 from types import TracebackType
 from typing import Self
 
-from aiolb.address import Address, IPNetwork, parse_ip
+from aiolb.address import Address, IPNetwork
 from aiolb.errors import AiolbError, KernelError
 from aiolb.pacing import WHOLE, Pacer, Share
 from aiolb.send.bursts import Bursts
@@ -68,8 +68,7 @@ class Publisher:
     async def __aenter__(self) -> Self:
         if self._bursts is not None:
             raise AiolbError("the publisher was entered before", hint="make another one")
-        sockaddr = await resolve(self.config)
-        target = Address(str(parse_ip(sockaddr[0])), sockaddr[1])
+        target, sockaddr = await resolve(self.config)
         number, addresses = source_addresses(self.config.source_set, target)
         self._take_share(number)
         allow_descriptors(self._share.own_sources)

@@ -11,6 +11,8 @@ from aiolb import listening, sockets
 from aiolb.bpf.keys import Key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiolb.address import Address
     from aiolb.errors import AiolbError
 
@@ -34,6 +36,10 @@ class Joined(Protocol):
     def others(self) -> tuple[sockets.Holder, ...]:
         """Who has sockets on the address that are outside of the group."""
 
+    @property
+    def cautions(self) -> Mapping[str, AiolbError]:
+        """What else is to be warned of, by the name of the event."""
+
 
 def on_key(key: Key | None) -> dict[str, str]:
     """What to log of the group's key: nothing where it is the source."""
@@ -53,6 +59,8 @@ def on_joined(
     if unpinned is not None:
         log.warning("unpinned", reason=str(unpinned), hint=unpinned.hint, missing=_UNPINNED)
     _on_others(log, joined)
+    for event, caution in joined.cautions.items():
+        log.warning(event, reason=str(caution), hint=caution.hint)
     if sock.type == socket.SOCK_STREAM:
         _on_backlog(log, queue)
     else:
@@ -96,6 +104,10 @@ def _on_buffer(log: structlog.typing.FilteringBoundLogger, sock: socket.socket, 
             given=given,
             hint=f"as root: sysctl -w net.core.rmem_max={rcvbuf}",
         )
+
+
+AGAINST_FULL_QUEUES = "raise --backlog and net.core.somaxconn, or --concurrency, or add members"
+"""What to do when the kernel drops attempts to connect."""
 
 
 def against_drops(limit: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from aiolb.address import Address, IPNetwork, parse_ip
+from aiolb.address import Address, IPNetwork
 from aiolb.capture import Packet, open_capture, read_packets
 from aiolb.errors import AiolbError, CaptureError
 from aiolb.histogram import Histogram, microseconds
@@ -71,8 +71,7 @@ class Replay:
     async def __aenter__(self) -> Self:
         if self._timed is not None:
             raise AiolbError("the replay was entered before", hint="make another one")
-        sockaddr = await resolve(self.config.sending)
-        target = Address(str(parse_ip(sockaddr[0])), sockaddr[1])
+        target, sockaddr = await resolve(self.config.sending)
         room, addresses = self.config.addresses(target)
         with ExitStack() as stack:
             self._file = stack.enter_context(open_capture(self.config.file))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiolb import sketch
 from aiolb.address import canonical
-from aiolb.bpf.abi import SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
+from aiolb.bpf.abi import SIZE_BUCKETS, SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aiolb.bpf.shared_reports import SharedReports
-    from aiolb.handler_times import HandlerTimes
-    from aiolb.receive.contract import Receiver
+    from aiolb.handler_times import Times
+    from aiolb.receive.contract import Senders
 
 LOOKS = 4
 """Reports between two looks at who sent what: with thousands of senders one takes a millisecond or two."""
@@ -55,14 +55,16 @@ class Reporter:
         reports: SharedReports | None,
         counts: Callable[[], Mapping[str, int]],
         *,
-        receiver: Receiver | None = None,
-        times: HandlerTimes | None = None,
+        sources: Senders,
+        times: Times,
+        batch_sizes: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self._index = index
         self._reports = reports
         self._counts = counts
-        self._receiver = receiver
+        self._senders = sources
         self._times = times
+        self._batch_sizes = batch_sizes
         self._calls = 0
         former = reports.read(index) if reports is not None else None
         if former is None or former.cookie != cookie:
@@ -70,6 +72,7 @@ class Reporter:
         self._former = former
         self._top = _top_of(former)
         self._looked_ns = time.monotonic_ns()
+        self._sources = sketch.Sketch.from_bytes(_SKETCH.pack(*former.sketch), former.sources)
         now = time.time_ns()
         self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
         """The last report."""
@@ -98,32 +101,29 @@ class Reporter:
             self._reports.write(self._index, self.latest)
 
     def _time_handlers(self) -> None:
-        if self._times is not None:
-            self._times.sample()
+        self._times.sample()
 
     def _histograms(self) -> dict[str, Any]:
-        former, found = self._former, dict[str, Any]()
-        if self._times is not None:
-            found["handler_ns"] = former.handler_ns + self._times.total_ns
-            found["handler_times"] = _sums(former.handler_times, self._times.buckets)
-        if self._receiver is not None:
-            found["batch_sizes"] = _sums(former.batch_sizes, self._receiver.batch_sizes)
-        return found
+        former = self._former
+        return {
+            "handler_ns": former.handler_ns + self._times.total_ns,
+            "handler_times": _sums(former.handler_times, self._times.buckets),
+            "batch_sizes": _sums(former.batch_sizes, self._batch_sizes() or [0] * SIZE_BUCKETS),
+        }
 
     def _look_at_sources(self) -> None:
-        if self._receiver is None:
-            return
-        counts, missed = self._receiver.senders()
+        counts, missed = self._senders.senders()
         self._top.add(counts, missed)
         before, self._looked_ns = self._looked_ns, time.monotonic_ns()
         top = self._top.busiest(counts, TOP_SOURCES)
+        sources = sketch.union(self._sources, sketch.Sketch(*self._senders.sketch)).fitted()
         self.latest = replace(
             self.latest,
-            sources=self._top.sources,
+            sources=len(sources.marks or ()),
             top_error=self._top.error,
             top_others=self._top.most_without({host for host, _, _ in top}),
             top=_words_of(top, max(self._looked_ns - before, 1)),
-            sketch=_SKETCH.unpack(sketch.union(_SKETCH.pack(*self._former.sketch), self._receiver.sketch)),
+            sketch=_SKETCH.unpack(sources.to_bytes()),
         )
 
 

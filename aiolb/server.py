@@ -14,7 +14,7 @@ import structlog
 from aiolb import logs, privileges, remarks, signals
 from aiolb.address import as_text
 from aiolb.config import UNITS, ServeConfig
-from aiolb.errors import AiolbError, StartError
+from aiolb.errors import AiolbError, CompileStoppedError, StartError
 from aiolb.listener import Listener
 from aiolb.listeners import LISTENERS
 from aiolb.metrics_server import MetricsServer
@@ -78,6 +78,8 @@ class Server:
                     await run_until(self._stopping, self.start())
                     manager.ready()
                     await run_until(self._stopping, self.watch(manager))
+            except CompileStoppedError as error:
+                _log.info("start_given_up", reason=str(error))
             finally:
                 manager.stopping()
                 await self.stop()
@@ -227,7 +229,14 @@ class Server:
         if self._stopped:
             return []
         return [
-            Observed(one.group_name, one.balancer, one.look_at_group(), only=index, told={index: one.report})
+            Observed(
+                one.group_name,
+                one.balancer,
+                one.look_at_group(),
+                only=index,
+                told={index: one.report},
+                key=None if one.key is None else str(one.key),
+            )
             for one in list(self.listeners)
         ]
 

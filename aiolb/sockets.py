@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from aiolb.address import DEFAULT_PORT, Address, canonical, split_host_port
+from aiolb.address import DEFAULT_PORT, Address, IPAddress, canonical, split_host_port
 from aiolb.bpf import syscall
 from aiolb.errors import ConfigurationError, KernelError
 
@@ -62,7 +62,7 @@ def resolve(text: str, *, default_port: int | None = DEFAULT_PORT) -> Address:
     """Read ``HOST:PORT``; a name is resolved (getaddrinfo(3), first answer). Raises ConfigurationError."""
     host, port = split_host_port(text, default_port=default_port)
     with suppress(ValueError):  # getaddrinfo(3) would lose the interface of fe80::1%eth0
-        return Address(str(canonical(ip_address(host))), port)
+        return Address(_named(canonical(ip_address(host))), port)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
@@ -72,6 +72,14 @@ def resolve(text: str, *, default_port: int | None = DEFAULT_PORT) -> Address:
             hint="e.g. 127.0.0.1:10001 or [::1]:10001",
         ) from error
     return Address(str(canonical(ip_address(str(found[0][4][0])))), port)
+
+
+def _named(ip: IPAddress) -> str:
+    """An address as text, with its interface, where it has one, by name: fe80::1%2 may be fe80::1%eth0."""
+    if isinstance(ip, IPv6Address) and ip.scope_id is not None and ip.scope_id.isdigit():
+        with suppress(OSError):  # none has that number, which is told by who uses it
+            return f"{str(ip).partition('%')[0]}%{socket.if_indextoname(int(ip.scope_id))}"
+    return str(ip)
 
 
 def resolve_all(bind: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
@@ -88,7 +96,7 @@ def bind_reuseport(address: Address) -> socket.socket:
     sock = _socket(address, "udp")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(_sockaddr(address))
+        sock.bind(sockaddr(address))
     except OSError as error:
         sock.close()
         raise _bind_error(address, error, "udp") from error
@@ -107,7 +115,7 @@ def bind_listening(address: Address, *, backlog: int) -> socket.socket:
         # Accepted sockets inherit it: a peer that is gone for good does not hold a connection open for ever (tcp(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(_sockaddr(address))
+        sock.bind(sockaddr(address))
         sock.listen(backlog)
     except OSError as error:
         sock.close()
@@ -134,7 +142,7 @@ def reserved_port(address: Address, protocol: str = "udp") -> Iterator[Address]:
         return
     with _socket(address, protocol) as probe:
         try:
-            probe.bind(_sockaddr(address))
+            probe.bind(sockaddr(address))
         except OSError as error:
             raise _bind_error(address, error, protocol) from error
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -151,13 +159,28 @@ def _socket(address: Address, protocol: str) -> socket.socket:
     return sock
 
 
-def _sockaddr(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
-    """What bind(2) takes; Python would forget the interface of fe80::1%eth0 in a pair."""
+def sockaddr(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What bind(2) and connect(2) take. Raises OSError for fe80::1%eth0 where no interface has that name.
+
+    Python would forget the interface in a pair.
+    """
     ip = address.ip
     if isinstance(ip, IPv4Address) or ip.scope_id is None:
         return address.host, address.port
     interface = int(ip.scope_id) if ip.scope_id.isdigit() else socket.if_nametoindex(ip.scope_id)
-    return address.host, address.port, 0, interface
+    return address.host.partition("%")[0], address.port, 0, interface
+
+
+def interface_hint(address: Address) -> str | None:
+    """What to write where the kernel does not take a link-local address for want of an interface; None for others."""
+    ip = address.ip
+    if isinstance(ip, IPv4Address):
+        return None
+    if ip.scope_id is not None:
+        return "ip link shows the interfaces"
+    if ip.is_link_local:
+        return f"a link-local address needs its interface: [{ip}%eth0]:{address.port}; ip link shows which there are"
+    return None
 
 
 def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
@@ -166,7 +189,7 @@ def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
             errno.EADDRNOTAVAIL: "use an address of this machine (ip address), or 0.0.0.0 for all",
             errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
             errno.EAFNOSUPPORT: "this machine has no IPv6: use an IPv4 address",
-        }.get(error.errno or 0)
+        }.get(error.errno or 0, interface_hint(address))
         return KernelError(f"cannot bind {address}: {error.strerror or error}", errno=error.errno, hint=hint)
     holders = holders_of(address, protocol=protocol)
     if not holders and protocol == "tcp":  # /proc/net/tcp has it only when it listens
@@ -286,8 +309,10 @@ def address_of(sock: socket.socket, protocol: str = "udp") -> Address | None:
     """Where a socket of that protocol is bound; None for a socket of another kind."""
     if sock.type != KINDS[protocol] or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    host, port = sock.getsockname()[:2]
-    return Address(str(canonical(ip_address(host))), port)
+    host, port, *more = sock.getsockname()
+    if more and more[1] and "%" not in host:  # fe80::1 is another address on each interface
+        host += f"%{more[1]}"
+    return Address(_named(canonical(ip_address(host))), port)
 
 
 def is_reuseport(sock: socket.socket) -> bool:

@@ -13,11 +13,10 @@ from aiolb.bpf.steering import Joined
 from aiolb.config import ServeConfig
 from aiolb.connections import Connections, StreamHandlers
 from aiolb.listener import DROPS_LOG_INTERVAL, Listener
+from aiolb.remarks import AGAINST_FULL_QUEUES
 from aiolb.reporter import Reporter
 from aiolb.stats import StreamSocketStatistics
 from aiolb.tally import Tally
-
-DROPS_HINT = "raise --backlog and net.core.somaxconn, or --concurrency, or add members"
 
 
 class StreamListener(Listener):
@@ -34,12 +33,20 @@ class StreamListener(Listener):
         self.connections = Connections(application, config.concurrency)
         self._acceptor = Acceptor(self._sock, self.connections, self._log)
         self.connections.changed = self._changed
-        self._reporter = Reporter(config.index, cookie(self._sock), joined.reports, self._counts)
+        self._queue_limit = listening.queue_limit(self._sock)
+        self._reporter = Reporter(
+            config.index,
+            cookie(self._sock),
+            joined.reports,
+            self._counts,
+            sources=self.connections.senders,
+            times=self.connections.times,
+        )
 
     @property
     def drops_hint(self) -> str:
         """What to do against the kernel's drops."""
-        return DROPS_HINT
+        return AGAINST_FULL_QUEUES
 
     def _counts(self) -> dict[str, int]:
         """Connections, under the names of datagrams: accepted ones are received, open ones in flight."""
@@ -51,6 +58,7 @@ class StreamListener(Listener):
             "errors": counts.errors,
             "in_flight": counts.open,
             "waiting": counts.waiting,
+            "queue_limit": self._queue_limit,
             "abandoned": counts.abandoned,
             "kernel_drops": counts.kernel_drops,
         }

@@ -18,7 +18,7 @@ from aiolb.address import as_text
 from aiolb.assignment import Assignment
 from aiolb.balancing import RebalancePolicy, SlotWatches, keep_even
 from aiolb.config import ServeConfig
-from aiolb.errors import AiolbError, ConfigurationError, StartError
+from aiolb.errors import AiolbError, CompileStoppedError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
 from aiolb.metrics_server import MetricsServer
 from aiolb.places import AllPlaces, Places
@@ -108,8 +108,11 @@ class Supervisor:
         if self._config.user is not None:
             privileges.check_may_switch(privileges.parse(self._config.user))
         with signals.captured(self._signalled, _SIGNALS):
-            async with self._metrics:
-                await self._run(said)
+            try:
+                async with self._metrics:
+                    await self._run(said)
+            except CompileStoppedError as error:
+                _log.info("start_given_up", reason=str(error))
 
     async def _run(self, said: dict[str, str]) -> None:
         self._places = AllPlaces.open(self._config, self._store.taken_back(self._config.bind))
@@ -159,17 +162,18 @@ class Supervisor:
         self._manager.ready(self._status())
         steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
         _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
-        if self._config.metrics is not None and not self._places.groups:
-            reason = f"the balancer {self._places.balancer} has no memory in which members tell of themselves"
-            _log.warning(
-                "metrics_limited", reason=reason, hint="only the ebpf balancer has metrics of each member here"
-            )
+        if self._rebalance is not None and not self._places.groups:
+            reason = f"the balancer {self._places.balancer} has no slots: --rebalance does nothing"
+            _log.warning("rebalance_off", reason=reason, hint="with --balancer ebpf it does not start without them")
 
     def _observe(self) -> list[Observed]:
-        """For metrics: all groups with all members, those of other processes too."""
+        """For metrics: all groups with all members, with eBPF those of other processes too."""
         from aiolb.metrics import Observed
 
-        return [Observed(*look) for look in self._places.looks()] if self._joined else []
+        looks = self._places.looks() if self._joined else []
+        return [
+            Observed(one.name, one.balancer, one.group, told=one.told, count=one.count, key=one.key) for one in looks
+        ]
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:
@@ -300,11 +304,7 @@ class Supervisor:
 
     async def _keep_even(self) -> None:
         """Move slots where load is uneven, if that was asked for."""
-        if self._rebalance is None:
-            return
-        if not self._places.groups:
-            hint = "only the ebpf balancer can"
-            _log.warning("rebalance_off", reason=f"the balancer {self._places.balancer} has no slots", hint=hint)
+        if self._rebalance is None or not self._places.groups:
             return
         try:
             await keep_even(self._places.groups, self._rebalance, self._holds_all, self._stopping)
@@ -396,6 +396,8 @@ class Supervisor:
     async def _end(self, member: SupervisedMember, order: str) -> None:
         if member in self._keepers and not self._given_up:
             await member.steady(seconds=self._config.graceful_timeout)
+        if order == "drain":
+            member.places.refuse()
         await member.end(order)
         if (keeper := self._keepers.pop(member, None)) is not None:
             await keeper

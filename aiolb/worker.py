@@ -59,7 +59,7 @@ class Worker:
         # Not for what handlers start.
         for number in (assignment.tally, *assignment.descriptors):
             os.set_inheritable(number, False)
-        self._reports = [_mapped(number) if number >= 0 else None for number in assignment.reports]
+        self._reports = [_mapped(number) for number in assignment.reports]
         self._tally = Tally(assignment.tally, len(self._sockets))
         self._server = Server(application, config)
         # The supervisor takes care of the places; what a worker knows of them is the count that it is told.
@@ -82,8 +82,7 @@ class Worker:
                     sock.close()
                 self._tally.close()
                 for reports in self._reports:
-                    if reports is not None:
-                        reports.close()
+                    reports.close()
                 await self._channel.close()
 
     async def _live(self) -> None:

@@ -99,8 +99,9 @@ def test_flows_are_concerned():
 @pytest.mark.parametrize("key", [Key.parse("random"), Key(KEY_CUSTOM, digest=5)], ids=str)
 def test_keys_that_sources_do_not_tell(key):
     """With random, and with a key file, only the slots are known, which is said."""
-    with pytest.raises(ConfigurationError, match="only the slots are known"):
+    with pytest.raises(ConfigurationError, match="where it goes: the key is") as caught:
         change(key, left={1}).concerns(("127.0.0.5", 7))
+    assert caught.value.hint == "only the slots are known"
 
 
 def test_messages():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import struct
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from aiolb.bpf import compiler, spec
-from aiolb.errors import CompileError
+from aiolb.errors import CompileError, CompileStoppedError
 
 CALL, TRACE_PRINTK = 0x85, 6
 
@@ -123,6 +126,31 @@ def test_a_bcc_that_hangs(bcc_in, monkeypatch):
     monkeypatch.setattr(compiler, "TIMEOUT", 0.2)
     with pytest.raises(CompileError, match=r"bcc was not done after 0\.2 s"):
         compiler.compile_balancer()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_compiles(bcc_in, tmp_path, number, nothing_left):  # noqa: ARG001 - it looks before and after
+    """A signal that ends the process ends the compilation at once, and its handler is called once."""
+    path = tmp_path / "compiling"
+    os.mkfifo(path)
+    bcc_in({"bcc/__init__.py": f"import signal\nopen({str(path)!r}, 'w').close()\nsignal.pause()", "bcc/libbcc.py": ""})
+
+    def strike():
+        path.open().close()  # returns when the child opens it
+        os.kill(os.getpid(), number)
+
+    came = []
+    before = signal.signal(number, lambda number, _: came.append(number))
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with pytest.raises(CompileStoppedError, match=f"^{number.name} came while bcc compiled the balancer$"):
+            compiler.compile_balancer()
+        assert signal.getsignal(number) is not before
+    finally:
+        thread.join()
+        signal.signal(number, before)
+    assert came == [number]
 
 
 @pytest.mark.usefixtures("compiled")

@@ -84,6 +84,14 @@ def test_other_texts_are_other_programs(compiled):
         (HEAD + "{", "behind the end of k.c: function definition is not allowed here; is a brace or a comment in it"),
         ("void key_of(void) {}", "k.c:1:6: conflicting types for 'key_of'"),
         ("#error too old", "k.c:1:2: too old"),
+        (
+            HEAD + "{\n\tu64 id;\n\n\treturn set_key(key, id, 0);\n}",
+            "k.c:5:22: variable 'id' is uninitialized when used",
+        ),
+        (
+            HEAD + "{\n\tu64 id;\n\tif (packet->bytes > 4)\n\t\tid = 1;\n\treturn set_key(key, id, 0);\n}",
+            "k.c:4:6: variable 'id' is used uninitialized whenever 'if' condition is false",
+        ),
     ],
 )
 def test_a_mistake_has_its_line(text, message):

@@ -112,3 +112,14 @@ def test_known_bytes():
     assert Key.parse("prefix/24,64").bytes_of(IPv4Address("192.0.2.77")) == bytes([192, 0, 2, 0])
     assert Key.parse("flow").bytes_of(IPv4Address("192.0.2.77"), 0x1234) == bytes([192, 0, 2, 77, 0x12, 0x34])
     assert str(Key(KEY_CUSTOM, digest=0xABC)) == "file 0000000000000abc"
+
+
+@pytest.mark.parametrize(("key", "hint"), [("flow", "the sender's port too: ADDR:PORT"), ("random", "only the slots")])
+def test_a_source_that_does_not_tell(key, hint):
+    """Where a source alone does not tell its place, that is said in one way, with what helps."""
+    with pytest.raises(
+        ConfigurationError, match=f"a source alone does not tell where it goes: the key is {key}"
+    ) as found:
+        Key.parse(key).told_by(IPv4Address("127.0.0.1"))
+    assert found.value.hint.startswith(hint)
+    assert Key.parse("flow").told_by(IPv4Address("127.0.0.1"), 258) == b"\x7f\0\0\1\1\2"

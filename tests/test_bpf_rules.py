@@ -151,6 +151,7 @@ def test_limits_that_cannot_work(text, message):
     with pytest.raises(ConfigurationError) as caught:
         Limit.parse(text)
     assert str(caught.value) == message
+    assert caught.value.hint
 
 
 @given(st.integers(1, 999_999), st.integers(-3, 3), st.integers(1, 80))

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from aiolb.cli import main
-from aiolb.cli.console import plain_console
+from aiolb.cli.texts import plain_console
 
 
 @pytest.mark.parametrize("text", ["udp [fd00:1234:5678::1]:10001", "[bold]x[/bold]", "[::1]:5"])

@@ -67,6 +67,8 @@ MISTAKES = [
     (["--start-timeout", "5"], "--start-timeout is for a supervisor"),
     (["--restart-limit", "5/60"], "--restart-limit is for a supervisor"),
     (["--recycle-after", "1M"], "--recycle-after is for a supervisor"),
+    (["--workers", "2", "--rebalance", "--balancer", "classic"], "the balancer 'classic' has no slots to move"),
+    (["--workers", "2", "--rebalance", "--balancer", "none"], "the balancer 'none' has no slots to move"),
     (["--workers", "1", "--restart-limit", "5"], "'5' is no restart limit"),
     (["--workers", "1", "--restart-limit", "-1/60"], "'-1/60' is no restart limit"),
     (["--workers", "1", "--restart-limit", "5/never"], "'never' is no duration"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from ipaddress import ip_address
 
 import pytest
 import structlog.testing
@@ -15,6 +16,7 @@ from streams import address_of, ask, connected, listening_socket
 from aiolb import acceptor, listening
 from aiolb.acceptor import Acceptor
 from aiolb.connections import Connections
+from aiolb.sketch import Sketch
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -280,3 +282,19 @@ def test_no_descriptors_left(run, logged, monkeypatch):
     assert run(main()) == 0
     assert logged[0]["event"] == "accept_failed"
     assert (logged[0]["reason"], logged[0]["suppressed"]) == ("Too many open files", 0)
+
+
+async def test_who_connects_and_how_long_handlers_take():
+    """Each connection counts for its source, and each handler that has ended is timed, also one that raised."""
+    hosts = ["127.0.0.7", "127.0.0.7", "127.0.0.8"]
+    async with serving() as (sock, connections, _):
+        assert sum(connections.times.buckets) == 0
+        for host, line in zip(hosts, ("end", "raise", "end"), strict=True):
+            async with connected(address_of(sock), host) as (reader, writer):
+                writer.write(f"{line}\n".encode())
+                await reader.read()
+        await until(lambda: connections.open == 0)
+        assert connections.senders.senders() == ({"127.0.0.7": 2, "127.0.0.8": 1}, 0)
+        assert Sketch(*connections.senders.sketch) == Sketch.of(map(ip_address, hosts))
+        assert sum(connections.times.buckets) == 3
+        assert connections.times.total_ns > 0

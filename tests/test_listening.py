@@ -36,14 +36,23 @@ def test_what_waits(wait_until):
 
 
 def test_what_is_no_listening_socket():
-    """Nothing waits at a socket that does not listen."""
+    """Nothing waits at a socket that does not listen, and nothing may."""
     with socket.socket() as sock:
-        assert listening.waiting_connections(sock) == 0
+        assert listening.waiting_connections(sock) == listening.queue_limit(sock) == 0
+
+
+def test_how_many_may_wait():
+    """The backlog that the kernel has made of what it was told."""
+    with listening_socket(backlog=7) as sock:
+        assert listening.queue_limit(sock) == 7
+        listening.listen_again(sock, 9)
+        assert listening.queue_limit(sock) == 9
 
 
 def test_refusing(wait_until):
     """Who connects after the refusal is dropped and counted; what waited and what is open goes on."""
     with ExitStack() as stack, listening_socket() as sock:
+        assert not listening.refuses_connections(sock)
         early, waiting = connect(stack, sock), connect(stack, sock)
         wait_until(lambda: listening.waiting_connections(sock) == 2, "both connections")
         opened = stack.enter_context(sock.accept()[0])
@@ -53,6 +62,7 @@ def test_refusing(wait_until):
         with pytest.raises(TimeoutError):
             connect(stack, sock, timeout=SILENCE)
         assert sockets.memory(sock).drops == drops + 1
+        assert listening.refuses_connections(sock)
         accepted = stack.enter_context(sock.accept()[0])
         for ours, theirs in ((opened, early), (accepted, waiting)):
             ours.setblocking(True)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from aiolb.metrics import GroupMetrics, Observed
 
 ROOT = Path(__file__).parent.parent
 NAME = GroupName("udp", Address("127.0.0.1", 9000))
+TCP = GroupName("tcp", Address("127.0.0.1", 9000))
 EMPTY = Report.unpack(bytes(Report.STRUCT.size))
 
 
@@ -137,11 +139,27 @@ def test_without_a_group():
     assert value(samples, "group_info", balancer="classic", protocol="udp") == 1
 
 
-def test_connections_have_no_histograms():
-    """Neither handlers nor batches of connections are measured, so there is no histogram of nothing."""
-    samples = samples_of(Observed(NAME, "ebpf", group_of(replace(EMPTY, cookie=7, received=5))))
-    assert value(samples, "member_received_total", member="0") == 5
-    assert not [name for name, _ in samples if name.endswith("_bucket")]
+def test_without_a_group_but_all_members():
+    """A supervisor knows how many there are; one that has told nothing yet is alive, one that stopped is silent."""
+    told = {0: replace(TOLD, written_ns=time.time_ns()), 2: TOLD}
+    samples = samples_of(Observed(NAME, "classic", None, told=told, count=3, key="prefix/24,64"))
+    assert [value(samples, "member_alive", member=str(i)) for i in range(3)] == [1, 1, 1]
+    assert [value(samples, "member_silent", member=str(i)) for i in range(3)] == [0, 0, 1]
+    assert [value(samples, "member_handled_total", member=str(i)) for i in range(3)] == [8, None, 8]
+    assert (value(samples, "group_members"), value(samples, "group_members_silent")) == (3, 1)
+    assert value(samples, "group_info", balancer="classic", key="prefix/24,64", protocol="udp") == 1
+    assert value(samples, "group_failovers_total") is None
+
+
+def test_connections_have_an_accept_queue_and_no_batches():
+    """What only datagrams have is left out."""
+    told = replace(EMPTY, cookie=7, received=5, waiting=2, queue_limit=9, handler_times=buckets(TIME_BUCKETS, b12=4))
+    samples = samples_of(Observed(TCP, "classic", None, only=0, told={0: told}))
+    labels = {"group": str(TCP), "member": "0"}
+    assert value(samples, "member_received_total", **labels) == 5
+    assert (value(samples, "member_waiting", **labels), value(samples, "member_waiting_limit", **labels)) == (2, 9)
+    assert value(samples, "member_handler_duration_seconds_count", **labels) == 4
+    assert not [name for name, _ in samples if "queue" in name or "batch" in name]
 
 
 def test_closed():
@@ -162,7 +180,8 @@ def test_conventions(needs, observed):
 def test_described():
     """Every metric is described, with its type and its labels, and nothing else is."""
     found = {}
-    for family in text_string_to_metric_families(text_of(Observed(NAME, "ebpf", group_of(TOLD)))):
+    observed = Observed(NAME, "ebpf", group_of(TOLD)), Observed(TCP, "none", None, told={0: TOLD}, count=1, key="flow")
+    for family in text_string_to_metric_families(text_of(*observed)):
         for sample in family.samples:
             # The parser of this format takes an info for a gauge.
             kind = "info" if family.name.endswith("_info") else family.type

@@ -13,10 +13,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from aiolb import sketch
 from aiolb.receive import choose, senders
 from aiolb.receive.contract import BATCH, DATAGRAMS
 from aiolb.receive.plain import PlainReceiver
+from aiolb.sketch import Sketch
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -395,7 +395,23 @@ def test_senders_are_counted(receiver_of, pair):
     assert len(receiver.receive()) == 7
     assert receiver.senders() == ({host: 2 if host in hosts[:2] else 1 for host in hosts}, 0)
     assert receiver.senders() == ({}, 0)
-    assert receiver.sketch == sketch.sketch_of(map(ip_address, hosts))
+    assert Sketch(*receiver.sketch) == Sketch.of(map(ip_address, hosts))
+    assert Sketch(*receiver.sketch).count == 5
+
+
+@pytest.mark.parametrize("number", [512, 513])
+def test_sources_are_counted_exactly_while_they_are_few(receiver_of, pair, monkeypatch, number):
+    """Of up to 512 sources each is counted, whatever ports they have; of more there are registers."""
+    monkeypatch.setattr(senders, "FEW", BATCH + 1)
+    receiver, to = receiver_of(pair[0]), pair[0].getsockname()
+    hosts = [f"127.{1 + i >> 8}.{1 + i & 255}.1" for i in range(number)]
+    for _ in range(2):
+        for start in range(0, number, 50):
+            send_from(to, hosts[start : start + 50])
+            while receiver.receive():
+                pass
+    assert Sketch(*receiver.sketch) == Sketch.of(map(ip_address, hosts))
+    assert Sketch(*receiver.sketch).exact == (number == 512)
 
 
 def test_no_sender_is_forgotten_among_hundreds(parts, pair):
@@ -410,7 +426,7 @@ def test_no_sender_is_forgotten_among_hundreds(parts, pair):
     while receiver.receive():
         pass
     assert receiver.senders() == (dict.fromkeys(hosts, 3), 0)
-    assert receiver.sketch == sketch.sketch_of(map(ip_address, hosts))
+    assert Sketch(*receiver.sketch) == Sketch.of(map(ip_address, hosts))
 
 
 def test_very_many_senders(parts, pair):

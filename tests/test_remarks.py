@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import structlog.testing
@@ -24,6 +24,7 @@ class Joined:
     balancer: str = "ebpf"
     fallback: AiolbError | None = None
     others: tuple[Holder, ...] = ()
+    cautions: dict[str, AiolbError] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -54,6 +55,14 @@ def test_a_capped_backlog(monkeypatch, backlog, remarks_made):
 def test_nothing_remarkable(remarked):
     """Where all is as it was asked for nothing is said."""
     assert remarked(Joined()) == []
+
+
+def test_cautions(remarked):
+    """What a group warns its member of is told under its name, with its reason and what to do."""
+    cautions = {"program_kept": AiolbError("it goes on with its own", hint="leave --debug out")}
+    assert remarked(Joined(cautions=cautions)) == [
+        {"event": "program_kept", "reason": "it goes on with its own", "hint": "leave --debug out"}
+    ]
 
 
 def test_a_fallback(remarked):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
-from aiolb import sketch
 from aiolb.bpf.abi import MAX_MEMBERS, Report
 from aiolb.bpf.shared_reports import SharedReports
 from aiolb.handler_times import BUCKETS
 from aiolb.receive.contract import SIZES
 from aiolb.reporter import LOOKS, Reporter
+from aiolb.sketch import EXACT, Sketch
 
 
 class Times:
@@ -33,8 +35,16 @@ class Receiver:
 
     def __init__(self):
         self.batch_sizes = [0] * SIZES
-        self.sketch = bytes(sketch.REGISTERS)
+        self.sketch = frozenset(), b""
+        self._hosts = set()
         self.new = {}
+
+    def came(self, new):
+        """Datagrams of these hosts came."""
+        self.new = new
+        self._hosts |= new.keys()
+        found = Sketch.of(map(ip_address, self._hosts))
+        self.sketch = found.marks, found.registers
 
     def senders(self):
         """What came since the last call."""
@@ -52,7 +62,15 @@ class Socket:
 
     def reporter(self, index, cookie, reports):
         """What tells of it."""
-        return Reporter(index, cookie, reports, lambda: self.counts, receiver=self.receiver, times=self.times)
+        return Reporter(
+            index,
+            cookie,
+            reports,
+            lambda: self.counts,
+            sources=self.receiver,
+            times=self.times,
+            batch_sizes=lambda: self.receiver.batch_sizes,
+        )
 
 
 @pytest.fixture
@@ -71,7 +89,7 @@ def test_what_is_told(reports):
     sock.counts |= {"received": 9, "handled": 7, "errors": 1, "in_flight": 1}
     sock.counts |= {"queued_bytes": 3, "queue_limit": 10, "kernel_drops": 2}
     sock.times.buckets[4], sock.times.total_ns, sock.receiver.batch_sizes[2] = 7, 99, 4
-    sock.receiver.new = {"127.0.0.1": 8, "127.0.0.2": 1}
+    sock.receiver.came({"127.0.0.1": 8, "127.0.0.2": 1})
     reporter.write()
     told = reports.read(1)
     assert replace(told, checksum=0) == reporter.latest
@@ -90,21 +108,18 @@ def test_the_next_process_goes_on(reports):
     sock = Socket()
     sock.counts |= {"received": 9, "sent": 2, "in_flight": 1}
     sock.times.buckets[4] = 5
-    sock.receiver.sketch = b"\x01" + bytes(sketch.REGISTERS - 1)
-    sock.receiver.new = {"127.0.0.1": 9}
+    sock.receiver.came({"127.0.0.1": 9})
     sock.reporter(0, 77, reports).write()
     following = Socket()
-    following.receiver.sketch = b"\x00\x02" + bytes(sketch.REGISTERS - 2)
     reporter = following.reporter(0, 77, reports)
     assert reports.read(0).received == 9
     following.counts |= {"received": 1, "sent": 1}
     following.times.buckets[4] = 1
-    following.receiver.new = {"127.0.0.1": 1, "127.0.0.2": 1}
+    following.receiver.came({"127.0.0.1": 1, "127.0.0.2": 1})
     reporter.write()
     told = reports.read(0)
     assert (told.received, told.sent, told.in_flight, told.handler_times[4]) == (10, 3, 0, 6)
     assert (told.sources, told.top[2], told.top_error) == (2, 10, 0)
-    assert told.sketch[0] == 0x0201
     Socket().reporter(0, 78, reports)
     assert (reports.read(0).cookie, reports.read(0).received, reports.read(0).sources) == (78, 0, 0)
 
@@ -112,15 +127,34 @@ def test_the_next_process_goes_on(reports):
 def test_more_sources_than_are_named(reports):
     """Who goes on does not know the sources that were not named: it says what their counts may lack."""
     sock = Socket()
-    sock.receiver.new = {f"127.0.0.{number}": number for number in range(1, 21)}
+    sock.receiver.came({f"127.0.0.{number}": number for number in range(1, 21)})
     sock.reporter(0, 77, reports).write()
     assert reports.read(0).sources == 20
     following = Socket()
     reporter = following.reporter(0, 77, reports)
-    following.receiver.new = {"127.0.0.1": 1}
+    following.receiver.came({"127.0.0.1": 1})
     reporter.write()
-    assert (reports.read(0).sources, reports.read(0).top_error, reports.read(0).top[2]) == (0, 4, 1)
+    assert (reports.read(0).sources, reports.read(0).top_error, reports.read(0).top[2]) == (20, 4, 1)
     assert reports.read(0).top[4 + 2] == 20
+
+
+def test_sources_over_several_processes(reports):
+    """They are counted exactly over all of them up to EXACT; from then on what is told is registers."""
+    first, second = Socket(), Socket()
+    first.receiver.came({f"127.0.1.{number}": 1 for number in range(200)})
+    first.reporter(0, 77, reports).write()
+    reporter = second.reporter(0, 77, reports)
+    for number in range(EXACT - 200):
+        second.receiver.came({f"127.0.{2 + number // 200}.{number % 200}": 1})
+    reporter.write(last=True)
+    assert reports.read(0).sources == EXACT
+    second.receiver.came({"127.0.9.9": 1})
+    reporter.write(last=True)
+    told = reports.read(0)
+    assert told.sources == 0
+    hosts = [f"127.0.1.{number}" for number in range(200)] + ["127.0.9.9"]
+    hosts += [f"127.0.{2 + number // 200}.{number % 200}" for number in range(EXACT - 200)]
+    assert struct.pack("=256Q", *told.sketch) == Sketch.of(map(ip_address, hosts)).to_bytes()
 
 
 def test_an_entry_has_one_writer(reports):
@@ -142,13 +176,13 @@ def test_sources_are_looked_at_less_often(reports):
     sock = Socket()
     reporter = sock.reporter(0, 77, reports)
     reporter.write()
-    sock.receiver.new = {"127.0.0.1": 1}
+    sock.receiver.came({"127.0.0.1": 1})
     for _ in range(LOOKS - 1):
         reporter.write()
         assert reports.read(0).sources == 0
     reporter.write()
     assert reports.read(0).sources == 1
-    sock.receiver.new = {"127.0.0.2": 1}
+    sock.receiver.came({"127.0.0.2": 1})
     reporter.write(last=True)
     assert reports.read(0).sources == 2
 

@@ -17,7 +17,8 @@ from aiolb.bpf import syscall
 from aiolb.bpf.steering import Joined, UnmanagedPlace
 from aiolb.config import ServeConfig
 from aiolb.listener import DROPS_LOG_INTERVAL
-from aiolb.stream_listener import DROPS_HINT, StreamListener
+from aiolb.remarks import AGAINST_FULL_QUEUES
+from aiolb.stream_listener import StreamListener
 from aiolb.tally import Tally
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -120,6 +121,33 @@ def test_draining_without_a_filter(run, monkeypatch):
     run(main())
 
 
+@pytest.mark.parametrize("refused_before", [True, False])
+def test_who_comes_after_the_last_look(run, monkeypatch, refused_before):
+    """Who may set no filter loses who comes after its last look, unless the socket's owner has set one."""
+    stop, late = listening.stop_listening, socket.socket()
+    late.setblocking(False)
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def stop_late(sock):
+        if late.fileno() >= 0 and sock.fileno() >= 0:
+            late.connect_ex(sock.getsockname())  # on loopback it is established, or dropped, when this returns
+        return stop(sock)
+
+    async def main():
+        with listening_socket() as sock, late:
+            async with listener(sock) as made:
+                if refused_before:
+                    listening.refuse_connections(sock)
+                monkeypatch.setattr(syscall, "attach_filter", refused)
+                monkeypatch.setattr(listening, "stop_listening", stop_late)
+                await made.drain()
+                assert made.statistics().abandoned == (0 if refused_before else 1)
+
+    run(main())
+
+
 def test_closing_at_once(run):
     """What is open is cut, what waits is lost, and both are told as abandoned."""
 
@@ -196,4 +224,4 @@ def test_drops_are_told(run, logged):
     drops = run(main())
     events = [event for event in logged if event["event"] == "kernel_drops"]
     assert sum(event["packets"] for event in events) >= drops > 0
-    assert {event["hint"] for event in events} == {DROPS_HINT}
+    assert {event["hint"] for event in events} == {AGAINST_FULL_QUEUES}

@@ -39,7 +39,7 @@
 
 #define TIME_BUCKETS 40		/* of a report: bucket i has the times below 2^i ns, the last one all others too */
 #define SIZE_BUCKETS 16		/* of a report: bucket i has the batches of fewer than 2^i datagrams */
-#define SKETCH_WORDS 128	/* of a report: 8 registers of a HyperLogLog sketch each */
+#define SKETCH_WORDS 256	/* of a report: marks of two sources each, or 8 registers of a HyperLogLog sketch */
 #define TOP_SOURCES 16		/* in a report */
 #define TOP_WORDS 64		/* 4 for each of them */
 
@@ -92,7 +92,8 @@ struct member {
 
 /* reports: array of MAX_MEMBERS; user space only: each member tells here of its socket, through mapped memory.
  * Counters begin with the socket, and go on when another process takes it over. For TCP, a datagram is a connection:
- * accepted ones are received, open ones in flight; the fields of a kind that TCP has not are 0. */
+ * accepted ones are received, open ones in flight, those in the accept queue are waiting; the fields of a kind that TCP
+ * has not are 0. */
 struct report {
 	u64 checksum;		/* CRC-32 of all that follows: a reader that finds another one reads again */
 	u64 cookie;		/* of the socket that this is about; 0: nobody has told anything */
@@ -113,13 +114,13 @@ struct report {
 	u64 sent_bytes;		/* their payload */
 	u64 send_errors;	/* replies that the kernel refused */
 	u64 queued_bytes;	/* in the receive queue now, with the kernel's overhead (SO_MEMINFO) */
-	u64 queue_limit;	/* bytes that the queue may have */
+	u64 queue_limit;	/* bytes that the queue may have; TCP: connections in the accept queue */
 	u64 kernel_drops;	/* packets that the kernel dropped; a train is one */
-	u64 sources;		/* seen so far; 0 when they are too many to be told one by one: see the sketch */
+	u64 sources;		/* marks in the sketch; 0 when it has registers, for more than 512 sources */
 	u64 handler_ns;		/* sum of the times below */
 	u64 handler_times[40];	/* TIME_BUCKETS: sampled times of a handler, or of a batch's handler */
 	u64 batch_sizes[16];	/* SIZE_BUCKETS: datagrams that one call of the receiver handed out */
-	u64 sketch[128];	/* SKETCH_WORDS: of all sources seen */
+	u64 sketch[256];	/* SKETCH_WORDS: of all sources seen */
 	u64 top_error;		/* what a count below may lack */
 	u64 top_others;		/* what a source that is not below may have sent, but for top_error */
 	u64 top[64];		/* TOP_SOURCES, those that send most now: source (network byte order; IPv4 as ::ffff:a.b.c.d),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aiolb.bpf import steering
+from aiolb.bpf.abi import Report
 from aiolb.bpf.group import Group, GroupStatistics, Membership
 from aiolb.bpf.keys import Key
+from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Place, UnmanagedPlace
 from aiolb.errors import GroupError
@@ -29,6 +32,9 @@ class Balancer(Protocol):
     @property
     def group(self) -> Group | None:
         """The group with its slots, where there are any."""
+
+    def told(self) -> Mapping[int, Report]:
+        """What the members told last, where no group has it. Any thread may call it."""
 
     def place(self, index: int, sock: socket.socket) -> Place:
         """The place of a member; changes nothing."""
@@ -67,6 +73,10 @@ class EbpfBalancer:
         self.pinned = group.pinned
         self.waiting = waiting
         self.reports_descriptor = group.reports_descriptor
+
+    def told(self) -> dict[int, Report]:
+        """Nothing: look at the group."""
+        return {}
 
     def place(self, index: int, sock: socket.socket) -> SharedPlace:
         """The place of a member; changes nothing."""
@@ -121,10 +131,21 @@ class KernelBalancer:
     pinned = False
     waiting: frozenset[int] = frozenset()
     group = None
-    reports_descriptor = -1
 
-    def __init__(self, count: int) -> None:
-        self._places = [UnmanagedPlace(count) for _ in range(count)]
+    def __init__(self, socks: Sequence[socket.socket]) -> None:
+        self._places = [UnmanagedPlace(len(socks)) for _ in socks]
+        self._cookies = [cookie(sock) for sock in socks]
+        self.reports_descriptor = SharedReports.make_descriptor()
+        try:
+            self._reports = SharedReports.inherited(self.reports_descriptor)
+        except OSError:
+            os.close(self.reports_descriptor)
+            raise
+
+    def told(self) -> dict[int, Report]:
+        """What the members told last of the sockets that they have now."""
+        found = {index: (self._reports.read(index), wanted) for index, wanted in enumerate(self._cookies)}
+        return {index: told for index, (told, wanted) in found.items() if told is not None and told.cookie == wanted}
 
     def place(self, index: int, sock: socket.socket) -> UnmanagedPlace:  # noqa: ARG002 - places are all alike
         """The place of a member."""
@@ -132,12 +153,14 @@ class KernelBalancer:
 
     def add(self, socks: Sequence[socket.socket]) -> None:
         """A bound socket gets its share."""
+        self._cookies.append(cookie(socks[-1]))
         self._places.append(UnmanagedPlace(0))
         self._recount(len(socks))
 
     def remove(self, socks: Sequence[socket.socket]) -> None:
         """The kernel goes on selecting the socket until it is closed."""
         self._places.pop()
+        self._cookies.pop()
         self._recount(len(socks) - 1)
 
     def _recount(self, count: int) -> None:
@@ -151,8 +174,10 @@ class KernelBalancer:
     def statistics(self) -> None:
         """Nobody counts."""
 
-    def close(self, *, forget: bool) -> None:
-        """Nothing to release."""
+    def close(self, *, forget: bool) -> None:  # noqa: ARG002 - there is nothing to forget
+        """Release the memory in which the members tell of themselves."""
+        self._reports.close()
+        os.close(self.reports_descriptor)
 
 
 class ClassicBalancer(KernelBalancer):
@@ -161,10 +186,10 @@ class ClassicBalancer(KernelBalancer):
     name = "classic"
 
     def __init__(self, socks: Sequence[socket.socket], seed: int | None, key: Key) -> None:
-        super().__init__(len(socks))
         self.key = key
         self._options = seed, key
         self._attach(socks[0], len(socks))
+        super().__init__(socks)
 
     def _attach(self, sock: socket.socket, count: int) -> None:
         steering.attach_classic(sock, count, *self._options)

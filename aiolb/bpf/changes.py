@@ -11,7 +11,6 @@ from aiolb.address import Address, parse_address, parse_ip
 from aiolb.bpf.hashing import slot_of
 from aiolb.bpf.keys import Key
 from aiolb.bpf.table import SlotTable
-from aiolb.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,7 @@ class SlotsChange:
 
         Raises ConfigurationError where address and port do not tell the slot: with ``random``, and with a key file.
         """
-        key = self.key.bytes_of(parse_ip(addr[0].partition("%")[0]), addr[1])
-        if key is None:
-            raise ConfigurationError(
-                f"the key {self.key} of the group at {self.address} is more than a source: only the slots are known"
-            )
+        key = self.key.told_by(parse_ip(addr[0].partition("%")[0]), addr[1])
         slot = slot_of(self.seed, key)
         if slot in self.left:
             return "left"

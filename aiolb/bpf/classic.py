@@ -12,7 +12,6 @@ from itertools import chain
 
 from aiolb.bpf.abi import KEY_FLOW, KEY_RANDOM
 from aiolb.bpf.keys import Key
-from aiolb.errors import ConfigurationError
 
 _Instruction = tuple[int, int, int, int]
 
@@ -116,9 +115,7 @@ def choose(
 
     Raises ConfigurationError where they do not tell it.
     """
-    data = key.bytes_of(ip, port)
-    if data is None:
-        raise ConfigurationError(f"the source does not tell the key {key}")
+    data = key.told_by(ip, port)
     value = seed & _MASK
     for start in range(0, len(data), 4):
         value ^= int.from_bytes(data[start : start + 4], "big")

@@ -12,6 +12,7 @@ from typing import Self
 from aiolb.address import Address
 from aiolb.bpf import abi
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.cautions import cautions
 from aiolb.bpf.changes import SlotsChange, SlotsWatch
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
 from aiolb.bpf.ownership import user_name
@@ -19,7 +20,14 @@ from aiolb.bpf.pins import Pins
 from aiolb.bpf.state import GroupState, cookie
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.bpf.unpinned import Unpinned
-from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, MemberTakenError, PrivilegeError
+from aiolb.errors import (
+    AiolbError,
+    ConfigurationError,
+    GroupError,
+    GroupNotFoundError,
+    MemberTakenError,
+    PrivilegeError,
+)
 
 __all__ = ["Group", "GroupOptions", "GroupStatistics", "MemberStatistics", "Membership"]
 
@@ -105,6 +113,7 @@ class Group(GroupState):
     def __init__(self, address: Address, pins: Pins | Unpinned, objects: Objects) -> None:
         super().__init__(address, pins, objects)
         self._wanted: GroupOptions | None = None
+        self._program_kept = False
 
     @classmethod
     @contextmanager
@@ -139,6 +148,7 @@ class Group(GroupState):
                 group = cls(address, pins, objects)
                 group._check_kept(options, pins)
                 group._wanted = options
+                group._program_kept = not pins.writable and group._keeps_program(options)
             else:
                 on_error.callback(pins.remove)
                 objects = Objects.create(address, pins, options)
@@ -302,10 +312,24 @@ class Group(GroupState):
             return  # its program was compiled with a key file that we have not
         if not self._pins.writable:
             return  # nobody else could load the other program from its pin
-        programs = options.programs
-        if config.program not in {bytecode.digest for bytecode in programs} and (
-            loaded := self._objects.replace_program(programs)
-        ):
+        if config.program in _digests(options):
+            return
+        if loaded := self._objects.replace_program(options.programs):
             # The join that follows attaches it.
             self._pins.pin_program(self._objects.program_fd)
             self._write_config(program=loaded.digest)
+        else:
+            self._program_kept = self._keeps_program(options)
+
+    def _keeps_program(self, options: GroupOptions) -> bool:
+        """Whether who asks for a program finds another one. Another one that a package brings needs no word."""
+        return options.program is not None and self.config.program not in _digests(options)
+
+    @property
+    def cautions(self) -> dict[str, AiolbError]:
+        """What a member that has joined is to be warned of, by the names of the events."""
+        return cautions(self.address, self._pins, program_kept=self._program_kept)
+
+
+def _digests(options: GroupOptions) -> set[int]:
+    return {bytecode.digest for bytecode in options.programs}

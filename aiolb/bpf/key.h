@@ -106,9 +106,12 @@ INLINE int custom_key(const struct packet *packet, struct key *key)
 	key->words[0] = 0;
 	key->words[1] = 0;
 	key->length = 0;
-	if (key_of(packet, key))
+	if (key_of(packet, key) || key->length == 0)
 		return -1;
-	return key->length == 0;
+	/* Whatever was written to the fields by hand is a key as those of set_key(), and no more than its words. */
+	key->length = 16;
+	key->tail = 0;
+	return 0;
 }
 
 #endif

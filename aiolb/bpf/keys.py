@@ -95,6 +95,13 @@ class Key:
         masked = network((source, bits), strict=False).network_address.packed
         return masked + port.to_bytes(2, "big") if self.kind == KEY_FLOW and port is not None else masked
 
+    def told_by(self, ip: IPv4Address | IPv6Address, port: int | None = None) -> bytes:
+        """What is hashed for a source. Raises ConfigurationError where it does not tell that."""
+        if (found := self.bytes_of(ip, port)) is not None:
+            return found
+        hint = "the sender's port too: ADDR:PORT" if self.kind == KEY_FLOW else "only the slots are known"
+        raise ConfigurationError(f"a source alone does not tell where it goes: the key is {self}", hint=hint)
+
 
 def key_of(ip: IPv4Address | IPv6Address) -> bytes:
     """The bytes of a source: 4 for IPv4 and IPv4-mapped IPv6, else 16."""

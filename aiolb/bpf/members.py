@@ -10,14 +10,14 @@ from dataclasses import replace
 from aiolb import descriptors, sockets
 from aiolb.address import Address
 from aiolb.bpf import steering
-from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.abi import BPFFS, Report
 from aiolb.bpf.balancers import Balancer, ClassicBalancer, EbpfBalancer, KernelBalancer
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics
 from aiolb.bpf.keys import Key
 from aiolb.bpf.objects import check_count
 from aiolb.bpf.state import cookie
 from aiolb.bpf.steering import Joined, JoinOptions
-from aiolb.errors import GroupError, PrivilegeError, UnsupportedError
+from aiolb.errors import AiolbError, GroupError, PrivilegeError, UnsupportedError
 
 Bind = Callable[[Address], socket.socket]
 """Makes a socket that is bound to an address."""
@@ -90,9 +90,18 @@ class Members:
             self.group.check_shares(len(self) - 1)
 
     @property
+    def cautions(self) -> Mapping[str, AiolbError]:
+        """What is to be warned of, by the name of the event."""
+        return {} if self.group is None else self.group.cautions
+
+    @property
     def reports_descriptor(self) -> int:
-        """That of the memory in which the members tell of themselves, for workers; it stays ours. -1 without eBPF."""
+        """That of the memory in which the members tell of themselves, for workers; it stays ours."""
         return self._chosen.reports_descriptor
+
+    def told(self) -> Mapping[int, Report]:
+        """What the members told last, where there is no group to look at. Any thread may call it until ``close()``."""
+        return self._chosen.told()
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -176,7 +185,7 @@ def join_all(
     if options.balancer == "none":
         steering.refuse_guard(options, None)
         with _all_bound(address, bind, _wanted_count(options.group, given), given) as socks:
-            return Members(address, bind, KernelBalancer(len(socks)), socks)
+            return Members(address, bind, KernelBalancer(list(socks.values())), socks)
     if options.balancer == "classic":
         return _join_classic(address, bind, options, given)
     wanted = steering.group_options(options)

@@ -279,7 +279,8 @@ def folder_of_namespace(bpffs: Path) -> Path:
 
 def names_of(folder: str) -> tuple[str, Address]:
     """The protocol and the address of the group that is pinned in a folder of this name."""
-    protocol, host, port = folder.split("_")
+    protocol, _, place = folder.partition("_")
+    host, _, port = place.rpartition("_")  # of fe80::1%eth_0 the interface may have one too
     return protocol, Address(host if ":" in host else host.replace("-", "."), int(port))
 
 

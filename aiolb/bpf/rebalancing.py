@@ -57,9 +57,11 @@ class Rebalancer:
 
     def __init__(self, bound: float = 1.10, *, limit: int | None = None) -> None:
         if not 1 < bound < float("inf"):
-            raise ConfigurationError(f"the bound is above 1.0 times the mean, not {bound:g}")
+            raise ConfigurationError(f"the bound is above 1.0 times the mean, not {bound:g}", hint="e.g. 1.1")
         if limit is not None and limit < 1:
-            raise ConfigurationError(f"the limit is 1 move or more, not {limit}")
+            raise ConfigurationError(
+                f"the limit is 1 move or more, not {limit}", hint="--dry-run shows what would move, and moves nothing"
+            )
         self.bound = bound
         self.limit = limit
         self._last: tuple[float, list[int]] | None = None

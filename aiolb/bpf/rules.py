@@ -140,9 +140,15 @@ class Limit:
         except (ValueError, OverflowError):
             raise ConfigurationError(f"{text!r} is no limit", hint="PPS or PPS:BURST, e.g. 1000 or 1000:5000") from None
         if not MIN_PPS <= pps <= MAX_PPS:
-            raise ConfigurationError(f"a limit is {MIN_PPS:g} to {MAX_PPS:,.0f} packets a second, not {pps_text}")
+            raise ConfigurationError(
+                f"a limit is {MIN_PPS:g} to {MAX_PPS:,.0f} packets a second, not {pps_text}",
+                hint="--limit-source off ends the limit; --deny drops all that a network sends",
+            )
         if not 1 <= burst <= MAX_BURST:
-            raise ConfigurationError(f"a burst is 1 to {MAX_BURST:,} packets, not {burst_text}")
+            raise ConfigurationError(
+                f"a burst is 1 to {MAX_BURST:,} packets, not {burst_text}",
+                hint="leave :BURST out",
+            )
         if burst / pps > MAX_FILL:
             raise ConfigurationError(
                 f"with {text} a bucket takes {burst / pps:,.0f} s until it is full, and {MAX_FILL:,} s is the most",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from typing import Self
 
@@ -14,13 +15,23 @@ _READS = 8  # a write takes microseconds, and the next one comes a quarter of a 
 
 
 class SharedReports:
-    """The map ``reports``: one entry for each member, written by that member without a system call.
+    """The map ``reports``, or memory like it: one entry for each member, written by that member without a system call.
 
     A reader never sees half of an entry: its checksum would not be right.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+
+    @staticmethod
+    def make_descriptor() -> int:
+        """The same without a group, empty, for processes that inherit it; it is the caller's to close. Raises OSError.
+
+        What nobody has written to takes no memory.
+        """
+        descriptor = os.memfd_create("aiolb-reports")
+        os.truncate(descriptor, _SIZE * MAX_MEMBERS)
+        return descriptor
 
     @classmethod
     def inherited(cls, descriptor: int) -> Self:

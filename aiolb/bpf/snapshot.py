@@ -10,10 +10,10 @@ from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
-from aiolb import sketch
 from aiolb.address import IPAddress, canonical
 from aiolb.bpf.abi import U64, Member, Report
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
+from aiolb.sketch import Sketch, union
 
 if TYPE_CHECKING:
     from aiolb.bpf.discovery import GroupName
@@ -80,6 +80,7 @@ class MemberSnapshot:
     state: State
     owner: int
     """The user that joined."""
+    protocol: str = "udp"
 
     @property
     def index(self) -> int:
@@ -98,18 +99,13 @@ class MemberSnapshot:
 
     @property
     def sources(self) -> int | None:
-        """Different sources that it has seen: exactly up to 256, about beyond (see :mod:`aiolb.sketch`).
-
-        None where it has not looked: a member that handles connections does not.
-        """
-        if self.told is None or (self.told.received and not self.told.messages):
-            return None
-        return self.told.sources or sketch.estimate(self.sketch)
+        """Different sources that it has seen: exactly up to 512, about beyond (see :mod:`aiolb.sketch`)."""
+        return self.sketch.count if self.told else None
 
     @property
-    def sketch(self) -> bytes:
+    def sketch(self) -> Sketch:
         """The sketch of its sources; ``sketch.union`` of several members' counts each source once."""
-        return _words(self.told.sketch) if self.told else bytes(sketch.REGISTERS)
+        return sketch_of(self.told) if self.told else Sketch()
 
     @property
     def top(self) -> list[TopSource]:
@@ -124,13 +120,21 @@ class MemberSnapshot:
             if received
         ]
 
+    @property
+    def queue(self) -> float | None:
+        """How full the receive queue of its socket is, or with TCP its accept queue, 0 … 1; None where nobody told."""
+        told = self.told
+        if told is None or not told.queue_limit:
+            return None
+        return (told.waiting if self.protocol == "tcp" else told.queued_bytes) / told.queue_limit
+
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
         return quantile(self.told.handler_times, percent) if self.told else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the same names as in the report file of a collector, None for what nobody told."""
-        kernel, told = self.kernel, self.told
+        kernel, told, sketch = self.kernel, self.told, self.sketch
         return {
             "index": kernel.index,
             "state": self.state.value,
@@ -147,7 +151,8 @@ class MemberSnapshot:
             "bytes": kernel.bytes,
             "failovers": kernel.failovers,
             **{name: getattr(told, name) if told else None for name in _TOLD},
-            "sources": self.sources,
+            "sources": sketch.count if told else None,
+            "sources_exact": sketch.exact if told else None,
             "handler_p50_ns": self.handler_ns(50),
             "handler_p99_ns": self.handler_ns(99),
             "top_sources": [
@@ -182,12 +187,17 @@ class GroupSnapshot:
 
     @property
     def sources(self) -> int:
-        """Different sources that its members have seen together, about; each counts once."""
-        return sketch.estimate(sketch.union(*(member.sketch for member in self.members)))
+        """Different sources that its members have seen together: about, unless its sketch is exact."""
+        return self.sketch.count
+
+    @property
+    def sketch(self) -> Sketch:
+        """The sketch of the sources that its members have seen together; each counts once."""
+        return union(*(member.sketch for member in self.members))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        kernel = self.kernel
+        kernel, sketch = self.kernel, self.sketch
         return {
             "group": str(self.name),
             "protocol": self.name.protocol,
@@ -200,7 +210,8 @@ class GroupSnapshot:
             "created_ns": self.created_ns,
             "generation": self.generation,
             "stale": self.stale,
-            "sources": self.sources,
+            "sources": sketch.count,
+            "sources_exact": sketch.exact,
             **{name: getattr(kernel, name) for name in COUNTERS},
             "members": [member.as_dict() for member in self.members],
         }
@@ -228,21 +239,31 @@ def take(name: GroupName, group: GroupState) -> GroupSnapshot:
     statistics, config, reports = group.statistics(), group.config, group.reports
     now = time.time_ns()
     members = tuple(
-        _member(member, reports.read(member.index), group.holder(member.index), now) for member in statistics.members
+        _member(member, reports.read(member.index), group.holder(member.index), now, name.protocol)
+        for member in statistics.members
     )
     return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic())
 
 
-def _member(kernel: MemberStatistics, report: Report | None, holder: Member, now_ns: int) -> MemberSnapshot:
+def state_of(told: Report | None, now_ns: int) -> State:
+    """ALIVE or SILENT: what a member is whose socket is there. ``now_ns``: of CLOCK_REALTIME."""
+    silent = told is not None and now_ns - told.written_ns > SILENT_AFTER * 1e9
+    return State.SILENT if silent else State.ALIVE
+
+
+def _member(
+    kernel: MemberStatistics, report: Report | None, holder: Member, now_ns: int, protocol: str
+) -> MemberSnapshot:
     cookie = kernel.cookie or holder.cookie
     told = report if report is not None and report.cookie == cookie else None
-    if not kernel.alive:
-        state = State.DEAD
-    elif told is not None and now_ns - told.written_ns > SILENT_AFTER * 1e9:
-        state = State.SILENT
-    else:
-        state = State.ALIVE
-    return MemberSnapshot(kernel, told, state, holder.uid)
+    state = state_of(told, now_ns) if kernel.alive else State.DEAD
+    return MemberSnapshot(kernel, told, state, holder.uid, protocol)
+
+
+def top_sources(report: Report) -> list[tuple[IPAddress, int]]:
+    """The sources that a report names as those that sent most, and their datagrams."""
+    entries = struct.iter_unpack("=16sQQ", _words(report.top))
+    return [(canonical(IPv6Address(source)), count) for source, count, _ in entries if count]
 
 
 def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:
@@ -291,6 +312,11 @@ def quantile(buckets: Sequence[int], percent: float) -> int | None:
         if count and seen * 100 >= total * percent:
             return 1 << power
     return None
+
+
+def sketch_of(report: Report) -> Sketch:
+    """The sources that a report tells of."""
+    return Sketch.from_bytes(_words(report.sketch), report.sources)
 
 
 def _words(values: Sequence[int]) -> bytes:

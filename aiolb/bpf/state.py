@@ -90,7 +90,7 @@ class GroupState(SlotTable):
 
     def location(self, source: IPAddress, port: int | None = None) -> Location:
         """The same with its slot, the slot's owner, and the process."""
-        return self._location_of(self._bytes_of(source, port))
+        return self._location_of(self.key.told_by(source, port))
 
     def locate_key(self, low: int, high: int) -> int | None:
         """As :meth:`locate` for ``set_key(key, low, high)`` of a key file. Raises ConfigurationError without one."""

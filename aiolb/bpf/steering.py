@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from aiolb.bpf.shared_reports import SharedReports
 from aiolb.bpf.state import cookie
 from aiolb.config import ServeConfig
 from aiolb.errors import (
+    AiolbError,
     ConfigurationError,
     GroupError,
     GroupNotFoundError,
@@ -125,7 +126,7 @@ class Joined:
 
     ``others`` are processes with a socket on the address that is outside of the group: it gets nothing while a member
     is alive. They may be members that drain, or another server. ``reports`` is where it tells of itself; None without
-    a group.
+    a group. ``cautions`` are those of :class:`Group`.
     """
 
     sock: socket.socket
@@ -135,6 +136,7 @@ class Joined:
     others: tuple[sockets.Holder, ...] = ()
     key: Key | None = None
     reports: SharedReports | None = None
+    cautions: Mapping[str, AiolbError] = field(default_factory=dict)
 
 
 class UnmanagedPlace:
@@ -203,7 +205,7 @@ def _join_ebpf(address: Address, bound: _Bound, options: JoinOptions) -> Joined:
             place = group.join(
                 sock, options.index, count=wanted.count, weight=options.weight, takeover=options.takeover
             )
-        return Joined(sock, place, "ebpf", others=others, key=group.key, reports=group.reports)
+        return Joined(sock, place, "ebpf", others=others, key=group.key, reports=group.reports, cautions=group.cautions)
 
 
 def group_options(options: JoinOptions) -> GroupOptions:

@@ -57,15 +57,7 @@ class SlotTable:
 
         ``port`` is the sender's, for a key that looks at it. Raises ConfigurationError where both do not tell the slot.
         """
-        return slot_of(self.config.seed, self._bytes_of(source, port))
-
-    def _bytes_of(self, source: IPAddress, port: int | None) -> bytes:
-        """What is hashed for a source. Raises ConfigurationError where source and port do not tell it."""
-        key = self.key
-        if (data := key.bytes_of(source, port)) is None:
-            also = ", but the sender's port too" if key.kind == abi.KEY_FLOW else ""
-            raise ConfigurationError(f"the key {key} of the group at {self.address} is not the source{also}")
-        return data
+        return slot_of(self.config.seed, self.key.told_by(source, port))
 
     @property
     def shares(self) -> tuple[int, ...]:

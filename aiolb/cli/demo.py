@@ -14,6 +14,7 @@ import click
 
 from aiolb.bpf.abi import MAX_MEMBERS
 from aiolb.cli.groups import bpffs_option
+from aiolb.cli.texts import plain_console
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -177,15 +178,13 @@ def _as_json(balancer: str, summary: Summary) -> dict[str, Any]:
 def _show(summary: Summary) -> None:
     from rich.table import Table
 
-    from aiolb.cli.console import plain_console
-
     table = Table("member")
     for name in ("sources", "datagrams", "share"):
         table.add_column(name, justify="right")
     for member in summary.members:
         share = member.datagrams / (summary.received or 1)
         table.add_row(str(member.member), f"{member.sources:,}", f"{member.datagrams:,}", f"{share:.1%}")
-    console = plain_console(soft_wrap=False)
+    console = plain_console()
     console.print(table)
     console.print(
         f"sent {summary.sent:,}, received {summary.received:,}, lost {summary.lost:,}, "

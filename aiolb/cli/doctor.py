@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiolb.cli.groups import bpffs_option
+from aiolb.cli.texts import plain_console
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -57,9 +58,7 @@ def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from aiolb.cli.console import plain_console
-
-    console = plain_console(soft_wrap=False)
+    console = plain_console()
     width = max(len(one.check) for one in found)
     for one in found:
         level = one.level.value

@@ -34,23 +34,32 @@ def group() -> None:
 )
 @click.option("--count", type=int, help="Members.  [default: what the group has; 1 for a new one]")
 @click.option("--key", metavar="KEY", help="source, prefix/24,64, flow or random.  [default: source]")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.c",
+    help="Compile this C function, which makes the key, into the balancer, as aiolb serve does.",
+)
 @click.option("--seed", type=int, help="Of the hash, 128 bits.  [default: random]")
 @click.option("--strict/--no-strict", default=None, help="Drop what comes while no member is alive.")
+@click.option("--compile", is_flag=True, help="Compile the balancer with bcc instead of loading the shipped bytecode.")
+@click.option("--debug", is_flag=True, help="Compile it so that every decision appears in the kernel's trace file.")
 @bpffs_option
-def create(name: GroupName, owner: str | None, key: str | None, **settings: Any) -> None:
+def create(name: GroupName, owner: str | None, **settings: Any) -> None:
     """Prepare a group for a user without privileges.
 
     Root makes it, and its owner's processes join without any privilege. It stays when its last member has gone, until
     `aiolb group delete`. A group that is there already is prepared as it is; its key and its seed cannot be changed.
+    With --key-file, --compile or --debug its balancer is the one that is compiled here: members need no such option.
     """
     from aiolb import privileges
-    from aiolb.bpf.group import GroupOptions
-    from aiolb.bpf.keys import Key
     from aiolb.bpf.preparation import prepare
+    from aiolb.bpf.steering import JoinOptions, group_options
+    from aiolb.config import ServeConfig
 
     if not name.address.port:
         raise ConfigurationError(f"{name} has no port", hint=f"e.g. {name.address.with_port(9000)}")
-    options = GroupOptions(key=None if key is None else Key.parse(key), protocol=name.protocol, **settings)
+    options = group_options(JoinOptions.of(ServeConfig(protocol=name.protocol, **settings)))
     identity = None if owner is None else privileges.parse(owner, option="--owner")
     prepared = prepare(name.address, options, identity, shared=owner is not None and ":" in owner)
     try:

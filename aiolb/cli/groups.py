@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aiolb import sockets
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.discovery import GroupName, the_group
+from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
     from aiolb.bpf.group import Group
+
+MOST_HOLDERS = 4
+"""Processes on a port that an error names."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,13 +50,39 @@ def group_option(command: _F) -> _F:
     return option(bpffs_option(command))
 
 
+def open_group(name: GroupName, bpffs: Path) -> Group:
+    """Open a group. Raises GroupNotFoundError, which says who is there instead, GroupError, KernelError."""
+    from aiolb.bpf.group import Group
+
+    try:
+        return Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
+    except GroupNotFoundError as error:
+        raise _what_is_there(name, bpffs) or error from error
+
+
+def _what_is_there(name: GroupName, bpffs: Path) -> GroupNotFoundError | None:
+    """Why there is nothing to look at where something may well be; None where nothing is."""
+    other = GroupName("udp" if name.protocol == "tcp" else "tcp", name.address)
+    holders = sorted({str(one) for one in sockets.holders_of(name.address, protocol=name.protocol)})
+    if holders:
+        listed = "; ".join(holders[:MOST_HOLDERS]) + ("; …" if len(holders) > MOST_HOLDERS else "")
+        return GroupNotFoundError(
+            f"no group is pinned for {name.protocol} {name.address}; who has the port: {listed}",
+            hint="a collector with --balancer classic or none, or without a BPF file system, tells of itself in its log"
+            f" and with --metrics; if it was started with another --bpffs than {bpffs}, name that one",
+        )
+    if other in group_names(bpffs):
+        return GroupNotFoundError(
+            f"there is no {name.protocol} group at {name.address}, but a {other.protocol} group",
+            hint=f"aiolb status {other.protocol}:{name.address}",
+        )
+    return None
+
+
 @contextmanager
 def opened(group: GroupName | None, bpffs: Path) -> Iterator[Group]:
     """The group that was named, or the only one. Raises GroupNotFoundError, ConfigurationError, GroupError."""
-    from aiolb.bpf.group import Group
-
-    name = the_group(group, bpffs)
-    found = Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
+    found = open_group(the_group(group, bpffs), bpffs)
     try:
         yield found
     finally:

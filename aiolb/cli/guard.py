@@ -10,6 +10,7 @@ import click
 
 from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
+from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ def _others(statistics: GuardStatistics) -> str:
 
 
 def _show(name: GroupName, statistics: GuardStatistics) -> None:
-    from aiolb.cli.console import plain_console
-
-    console = plain_console(soft_wrap=False)
+    console = plain_console()
     console.print(f"guard of the group at {name}\n")
     if statistics.rules:
         console.print(_rules(statistics))

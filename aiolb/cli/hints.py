@@ -10,7 +10,7 @@ from shlex import quote
 from aiolb import remarks
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot, State
-from aiolb.cli.texts import listed, some
+from aiolb.cli.texts import listed
 
 NAMED = 5
 """Members that a hint names at most."""
@@ -43,20 +43,27 @@ def hints(
     """
     where = "" if bpffs == BPFFS else f" --bpffs {quote(str(bpffs))}"
     found = list(_of_states(group, members, where))
+    tcp = group.name.protocol == "tcp"
+    lost_are = "attempts to connect" if tcp else "packets"
     losing = [one for one in members if rates is not None and rates[one.index].kernel_drops > 0]
-    slow = [one for one in losing if _queue(one) >= FULL]
+    slow = [one for one in losing if (one.queue or 0) >= FULL]
     if slow:
         lost = sum(rates[one.index].kernel_drops for one in slow) if rates else 0
         found.append(
             Hint(
-                f"{_named(slow)} cannot keep up, and the kernel drops {some(max(round(lost), 1), 'packet')}/s",
+                f"{_named(slow)} cannot keep up, and the kernel drops {max(round(lost), 1):,} {lost_are}/s",
                 "a faster handler, a higher --concurrency if it waits, or more members",
             )
         )
     elif dropped := [one for one in members if one.told and one.told.kernel_drops]:
         limit = max(one.told.queue_limit for one in dropped if one.told)
         now = "drops" if losing else "dropped"
-        found.append(Hint(f"the kernel {now} packets of {_named(losing or dropped)}", remarks.against_drops(limit)))
+        found.append(
+            Hint(
+                f"the kernel {now} {lost_are} of {_named(losing or dropped)}",
+                remarks.AGAINST_FULL_QUEUES if tcp else remarks.against_drops(limit),
+            )
+        )
     if raising := [one for one in members if one.told and one.told.errors]:
         found.append(Hint(f"handlers of {_named(raising)} raise", "handler_error in the log says what"))
     kernel = group.kernel
@@ -97,11 +104,6 @@ def _of_shares(
             f"member {worst.index} gets {times(worst):.1f} times its part of the datagrams",
             f"aiolb rebalance --group {group.name}{where} --dry-run says what to move",
         )
-
-
-def _queue(member: MemberSnapshot) -> float:
-    told = member.told
-    return told.queued_bytes / told.queue_limit if told and told.queue_limit else 0.0
 
 
 def _named(members: Sequence[MemberSnapshot]) -> str:

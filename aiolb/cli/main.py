@@ -50,10 +50,11 @@ def _errors_told() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        if error.ctx is None or not error.message or isinstance(error, click.exceptions.NoArgsIsHelpError):
+        message = error.format_message()  # of a parameter that is missing, error.message is empty
+        if error.ctx is None or not message or isinstance(error, click.exceptions.NoArgsIsHelpError):
             raise
         hint = _group_meant(error) or f"see: {error.ctx.command_path} --help"
-        failure: AiolbError = ConfigurationError(error.format_message().rstrip("."), hint=hint)
+        failure: AiolbError = ConfigurationError(message.rstrip("."), hint=hint)
     except AiolbError as error:
         failure = error
     else:

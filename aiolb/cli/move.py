@@ -56,17 +56,13 @@ def move(named: tuple[str, ...], to: int, as_json: bool, group: GroupName | None
 
 def _read(group: Group, owners: list[int], text: str) -> _Named:
     """A slot's number, or a source. Raises ConfigurationError."""
-    from aiolb.address import parse_address, parse_ip
-    from aiolb.bpf.abi import KEY_FLOW, SLOT_COUNT
+    from aiolb.address import parse_source
+    from aiolb.bpf.abi import SLOT_COUNT
     from aiolb.errors import ConfigurationError
 
     if text.isascii() and text.isdigit():
         if not 0 <= int(text) < SLOT_COUNT:
             raise ConfigurationError(f"{text} is no slot: they are numbered from 0 to {SLOT_COUNT - 1}")
         return _Named(int(text), None, owners[int(text)])
-    if group.key.kind == KEY_FLOW:
-        sender = parse_address(text, default_port=None)
-        slot = group.slot_of(parse_ip(sender.host), sender.port)
-    else:
-        slot = group.slot_of(parse_ip(text))
+    slot = group.slot_of(*parse_source(text))
     return _Named(slot, text, owners[slot])

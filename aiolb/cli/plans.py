@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.cli.texts import some
+from aiolb.cli.texts import plain_console, some
 
 if TYPE_CHECKING:
+    from aiolb.address import IPAddress
     from aiolb.bpf.balance import Look
     from aiolb.bpf.group import Group
 
@@ -23,6 +24,7 @@ def as_json(group: Group, look: Look, bound: float, seconds: float, *, applied: 
     """All that is known. Loads are packets per second, and a train is one packet."""
     after = look.members if look.plan is None else look.plan.after
     members = zip(look.reading.shares, look.members, after, strict=True)
+    sources = _sources(group, look)
     return {
         "group": str(group.address),
         "seconds": round(seconds, 3),
@@ -38,13 +40,25 @@ def as_json(group: Group, look: Look, bound: float, seconds: float, *, applied: 
             for slot, owner, to, load in _moves(look)
         ],
         "oversized": [
-            {"slot": slot, "member": look.reading.slots[slot], "load": round(load / seconds, 3)}
+            {
+                "slot": slot,
+                "member": look.reading.slots[slot],
+                "load": round(load / seconds, 3),
+                "sources": [str(source) for source in sources.get(slot, [])],
+            }
             for slot, load in look.oversized
         ],
         "reached": look.imbalance <= bound if look.plan is None else look.plan.reached,
         "limited": look.plan is not None and look.plan.limited,
         "applied": applied,
     }
+
+
+def _sources(group: Group, look: Look) -> dict[int, list[IPAddress]]:
+    """Who sends what is too big, as far as members have told."""
+    from aiolb.bpf.slot_sources import sources_in
+
+    return sources_in(group, [slot for slot, _ in look.oversized]) if look.oversized else {}
 
 
 def _moves(look: Look) -> list[tuple[int, int, int, float]]:
@@ -55,8 +69,6 @@ def _moves(look: Look) -> list[tuple[int, int, int, float]]:
 
 def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     """Print it, 80 columns wide."""
-    from aiolb.cli.console import plain_console
-
     total = sum(look.loads)
     if not total:
         click.echo(f"{group.address}: no packets in {seconds:.1f} s, so there is nothing to even out")
@@ -68,20 +80,22 @@ def show(group: Group, look: Look, bound: float, seconds: float) -> None:
     if look.plan is None:
         click.echo(_why_nothing(look, bound))
     else:
-        console = plain_console(soft_wrap=False)
+        console = plain_console()
         console.print(_members(look, seconds))
         console.print(_slots(look, seconds))
         click.echo(_outcome(look))
     if look.oversized:
-        _show_oversized(look)
+        _show_oversized(group, look)
 
 
-def _show_oversized(look: Look) -> None:
+def _show_oversized(group: Group, look: Look) -> None:
     """What no move can mend."""
+    sources = _sources(group, look)
     total = sum(look.loads)
     click.echo(f"too big, for a member's share is {look.share / total:.1%} of all packets:")
     for slot, load in look.oversized[:OVERSIZED]:
-        click.echo(f"  slot {slot} of member {look.owner_after(slot)} has {load / total:.1%}")
+        found = ", ".join(map(str, sources.get(slot, [])))
+        click.echo(f"  slot {slot} of member {look.owner_after(slot)} has {load / total:.1%}{found and f': {found}'}")
     if len(look.oversized) > OVERSIZED:
         click.echo(f"  … and {some(len(look.oversized) - OVERSIZED, 'more slot')}")
     click.echo("  each is most likely a single source: only --key flow can split it")

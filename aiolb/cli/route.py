@@ -13,6 +13,7 @@ import click
 from aiolb.address import parse_source
 from aiolb.bpf.discovery import GroupName
 from aiolb.cli.groups import group_option, opened
+from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -116,20 +117,13 @@ def _of_numbers(count: int, seed: int, key: str) -> Steering:
 def _route(steering: Steering, source: IPAddress, port: int | None) -> Route:
     from aiolb.bpf.hashing import choose
 
-    key = steering.key.bytes_of(source, port)
-    if key is None:
-        flow = str(steering.key) == "flow"
-        raise ConfigurationError(
-            f"a source alone does not tell where it goes: the key is {steering.key}",
-            hint="write the sender's port too: ADDR:PORT" if flow else "aiolb status tells what each member gets",
-        )
+    key = steering.key.told_by(source, port)
     slot, member = choose(steering.seed, key, steering.slots, steering.count, steering.alive, newest=steering.newest)
     owner, dropped_by = steering.slots[slot], steering.rules.dropped_by(source)
     return Route(str(source), port, slot, owner, owner in steering.alive, None if dropped_by else member, dropped_by)
 
 
 def _show(routes: Sequence[Route]) -> None:
-    from aiolb.cli.console import plain_console
     from aiolb.cli.table import Column, lines
 
     columns = [
@@ -141,7 +135,7 @@ def _show(routes: Sequence[Route]) -> None:
     ]
     if any(one.dropped_by for one in routes):
         columns.append(Column("GUARD", [one.dropped_by or "" for one in routes], 0, left=True))
-    console = plain_console()
+    console = plain_console(soft_wrap=True)
     for line in lines(columns, ["" if one.owner_alive and not one.dropped_by else "bold red" for one in routes]):
         console.print(line)
 

@@ -14,8 +14,8 @@ import click
 
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
-from aiolb.cli.groups import GroupType, bpffs_option
-from aiolb.cli.texts import folded
+from aiolb.cli.groups import GroupType, bpffs_option, open_group
+from aiolb.cli.texts import folded, plain_console
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def status(
 def _readings(group: GroupName | None, interval: float, member: int | None, bpffs: Path) -> list[Reading]:
     """Look at the groups, twice unless the interval is 0. Raises GroupNotFoundError, ConfigurationError."""
     from aiolb.bpf import snapshot
-    from aiolb.bpf.group import Group
 
     # For a single member one group is meant; else where there is none the error says so.
     names = group_names(bpffs) if group is None and member is None else []
@@ -91,7 +90,7 @@ def _readings(group: GroupName | None, interval: float, member: int | None, bpff
         opened = []
         for name in names:
             try:
-                opened.append((name, Group.open(name.address, protocol=name.protocol, bpffs=bpffs)))
+                opened.append((name, open_group(name, bpffs)))
             except GroupNotFoundError:
                 if group is not None or len(names) == 1:
                     raise
@@ -117,11 +116,10 @@ def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
 
 
 def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Path, *, wide: bool) -> None:
-    from aiolb.cli.console import plain_console
     from aiolb.cli.hints import hints
     from aiolb.cli.table import fitting, lines
 
-    console = plain_console()
+    console = plain_console(soft_wrap=True)
     # Nobody counts the columns of a pipe.
     width = console.width if console.is_terminal and not wide else None
     for number, (reading, members) in enumerate(zip(readings, shown, strict=True)):
@@ -146,7 +144,7 @@ def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> No
     for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):
         console.print(line)
     looked = any(one.sources is not None for one in group.members)
-    sources = f"sources about {units.count(group.sources)}, " if looked else ""
+    sources = f"sources {units.sources(group.sketch)}, " if looked else ""
     console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
     if kernel.denied or kernel.unlisted or kernel.limited:
         console.print(f"guard: denied {kernel.denied}, not listed {kernel.unlisted}, over the limit {kernel.limited}")
@@ -178,6 +176,7 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
         Column("RATE/S", list(map(units.count, rate("datagrams"))), 2),
         Column("SHARE", [units.percent(None if quiet else share) for share in rate("share")], 4),
         Column(what, ["-" if number is None else str(number) for number in told("received")], 1),
+        *([Column("OPEN", list(map(units.count, told("in_flight"))), 2)] if what == "CONNECTIONS" else []),
         Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
         Column("QUEUE", list(map(_queue, members)), 5),
         Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
@@ -191,10 +190,7 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
 
 
 def _queue(member: MemberSnapshot) -> str:
-    told = member.told
-    if told is None or not told.queue_limit:
-        return "-"
-    return f"{100 * told.queued_bytes / told.queue_limit:.0f}%"
+    return "-" if member.queue is None else f"{100 * member.queue:.0f}%"
 
 
 def _below(nanoseconds: int | None) -> str:

@@ -1,8 +1,19 @@
-"""How numbers and lists read in what commands print."""
+"""How what commands print reads: numbers, lists, and text as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that prints text as it is: rich would take ``[fe80::1%lo]`` for a style, and ``:ab:`` for an emoji."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def some(number: int, what: str) -> str:

@@ -15,6 +15,7 @@ import click
 
 from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import GroupType, bpffs_option, opened
+from aiolb.cli.texts import plain_console
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
     arrows, and Page Up and Down scroll.
     """
     from aiolb.bpf import snapshot
-    from aiolb.cli.console import plain_console
     from aiolb.cli.top_frame import BARS, PLAIN_BARS, View
     from aiolb.cli.top_history import History
 
     name = the_group(group, bpffs, option="aiolb top ")
-    console = plain_console()
+    console = plain_console(soft_wrap=True)
     view = View(sort, interval, console.width, bars=BARS if _can_encode(BARS) else PLAIN_BARS, bpffs=bpffs)
     with opened(name, bpffs) as found:
 

@@ -99,7 +99,7 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
     totals = [
         Text(_trend("rate", rate, width, view.bars)),
         Text(_trend("kernel drops", drops, width, view.bars), style="red" if drops and drops[-1] else ""),
-        *([Text(f"sources about {units.count(group.sources)}")] if _told(group) else []),
+        *([Text(f"sources {units.sources(group.sketch)}")] if _told(group) else []),
     ]
     others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]
     told = [_joined(line, view.width) for line in (parts, totals, others) if line]

@@ -31,8 +31,7 @@ class MemberRow:
     @property
     def queue(self) -> float | None:
         """How full its receive queue is, 0 … 1; None where nobody told."""
-        told = self.now.told
-        return told.queued_bytes / told.queue_limit if told and told.queue_limit else None
+        return self.now.queue
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aiolb.bpf.snapshot import MemberSnapshot
+    from aiolb.sketch import Sketch
 
 _THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
 _KIBI = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -22,6 +23,11 @@ def count(number: float | None) -> str:
     if len(str(whole)) <= _SHORT:
         return str(whole) if number >= 10 or whole == number else f"{number:.1f}"  # noqa: PLR2004 - two digits are enough
     return _scaled(number, 1000, _THOUSANDS)
+
+
+def sources(sketch: Sketch) -> str:
+    """How many there are; ``about`` where that is an estimate."""
+    return str(sketch.count) if sketch.exact else f"about {count(sketch.count)}"
 
 
 def size(number: float | None) -> str:

@@ -1,6 +1,6 @@
 # The layout of the compiled receiver.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject
 
@@ -26,11 +26,15 @@ cdef class AddressBook:
     # Of senders that were pushed out: address and datagrams of some, and how many datagrams of the others.
     cdef dict _former
     cdef uint64_t _missed
-    cdef unsigned char _registers[1024]
+    # Of all sources: registers, and while they are few their marks, in a hash table.
+    cdef unsigned char _registers[2048]
+    cdef uint32_t _marks[1024]
+    cdef unsigned int _marked
 
     cdef tuple find(self, const Name *name, unsigned int count)
     cdef int _forget(self, Entry *entry) except -1
     cdef void _note(self, const Name *name) noexcept
+    cdef void _keep(self, uint32_t mark) noexcept
 
 cdef class Batch:
     # Datagrams that nobody has made yet, of the messages from `_message` on. `next` makes one; `addr` is its

@@ -10,7 +10,7 @@ from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -27,6 +27,7 @@ cdef extern from "Python.h":
     bint PyGC_Disable()
     bint PyGC_Enable()
     int __builtin_clzll(unsigned long long)
+    int __builtin_clz(unsigned int)
 
 # Senders whose address tuple is kept: about 1 MiB at most, whoever sends.
 cdef enum:
@@ -34,10 +35,13 @@ cdef enum:
 # Senders of a single datagram that are kept when another one has pushed them out.
 cdef enum:
     SINGLES = 1024
-# Registers of the sketch of all sources, and the bits that choose one: aiolb/sketch.py is the twin.
+# Registers of the sketch of all sources, the bits that choose one, and how many sources are told apart exactly, in a
+# table that is half empty then: aiolb/sketch.py is the twin.
 cdef enum:
-    REGISTERS = 1024
-    INDEX_BITS = 10
+    REGISTERS = 2048
+    INDEX_BITS = 11
+    EXACT = 512
+    MARKS = 2 * EXACT
 # Buffers exactly 64 KiB apart would share one set of the processor's caches: a cache line more than a page apart
 # from that, their first bytes do not.
 cdef enum:
@@ -114,19 +118,34 @@ cdef class AddressBook:
         cdef const sockaddr_in *v4 = <const sockaddr_in *>name
         cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>name
         cdef uint64_t words[2]
-        cdef uint64_t value
+        cdef uint32_t mark, rest
         cdef unsigned char rank
         if v4.sin_family == AF_INET:
             # ::ffff:a.b.c.d, read as two numbers of a little-endian machine.
             words[0], words[1] = 0, <uint64_t>v4.sin_addr.s_addr << 32 | <uint64_t>0xFFFF0000
         else:
             memcpy(words, &v6.sin6_addr, sizeof(words))
-        value = _mix(_mix(words[0]) ^ words[1])
-        rank = 64 - INDEX_BITS + 1
-        if value >> INDEX_BITS:
-            rank = __builtin_clzll(value >> INDEX_BITS) - INDEX_BITS + 1
-        if self._registers[value % REGISTERS] < rank:
-            self._registers[value % REGISTERS] = rank
+        mark = <uint32_t>(_mix(_mix(words[0]) ^ words[1]) >> 32)
+        if mark == 0:
+            mark = 1
+        rest = mark >> INDEX_BITS
+        rank = 32 - INDEX_BITS + 1
+        if rest:
+            rank = __builtin_clz(rest) - INDEX_BITS + 1
+        if self._registers[mark % REGISTERS] < rank:
+            self._registers[mark % REGISTERS] = rank
+        if self._marked <= EXACT:
+            self._keep(mark)
+
+    cdef void _keep(self, uint32_t mark) noexcept:
+        """Add a mark to the table; from the first one too many on there is no more to be kept."""
+        cdef unsigned int i = mark >> INDEX_BITS
+        while self._marks[i % MARKS] != 0:
+            if self._marks[i % MARKS] == mark:
+                return
+            i += 1
+        self._marks[i % MARKS] = mark
+        self._marked += 1
 
     def take_counts(self):
         """Datagrams by host since the last call, and those of unknown hosts."""
@@ -149,8 +168,11 @@ cdef class AddressBook:
 
     @property
     def sketch(self):
-        """The registers of the sketch."""
-        return PyBytes_FromStringAndSize(<char *>self._registers, REGISTERS)
+        """All sources that were noted."""
+        cdef int i
+        if self._marked > EXACT:
+            return None, PyBytes_FromStringAndSize(<char *>self._registers, REGISTERS)
+        return frozenset([self._marks[i] for i in range(MARKS) if self._marks[i]]), b""
 
 
 cdef class FastReceiver:

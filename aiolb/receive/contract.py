@@ -38,7 +38,24 @@ BUFFER_SIZE = 65536
 """Bytes of a message's buffer: no UDP payload and no train is longer (RFC 768: the length has 16 bits)."""
 
 
-class Receiver(Protocol):
+class Senders(Protocol):
+    """Who sends, in bounded memory."""
+
+    @property
+    def sketch(self) -> tuple[frozenset[int] | None, builtins.bytes]:
+        """All sources so far but those that ``senders()`` left out, as :class:`aiolb.sketch.Sketch` takes them."""
+        ...
+
+    def senders(self) -> tuple[dict[str, int], int]:
+        """Datagrams since the last call by the host that sent them, and those of whom that is not known any more.
+
+        In bounded memory: those of hosts that sent little among very many others are not known for long. A receiver
+        may leave out some of many that come at once.
+        """
+        ...
+
+
+class Receiver(Senders, Protocol):
     """Takes datagrams off one non-blocking socket; the socket stays its owner's to close.
 
     The counters only grow.
@@ -72,19 +89,6 @@ class Receiver(Protocol):
     @property
     def batch_sizes(self) -> Sequence[int]:
         """SIZES counters of calls that handed something out: the i-th counts those with fewer than 2^i datagrams."""
-        ...
-
-    @property
-    def sketch(self) -> builtins.bytes:
-        """All sources so far but those that ``senders()`` left out, as :mod:`aiolb.sketch` says it."""
-        ...
-
-    def senders(self) -> tuple[dict[str, int], int]:
-        """Datagrams since the last call by the host that sent them, and those of whom that is not known any more.
-
-        In bounded memory: those of hosts that sent little among very many others are not known for long. A receiver
-        may leave out some of many that come at once.
-        """
         ...
 
     @property

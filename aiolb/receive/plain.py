@@ -49,7 +49,7 @@ class PlainReceiver:
         self.kept = 0
         self.batch_sizes = [0] * SIZES
         self._senders = PlainSenders()
-        self.senders = self._senders.take
+        self.senders = self._senders.senders
         self._batch = batch
         self._limit = limit
         self._buffer = bytearray(size)
@@ -89,7 +89,7 @@ class PlainReceiver:
         return batch
 
     @property
-    def sketch(self) -> bytes:
+    def sketch(self) -> tuple[frozenset[int] | None, bytes]:
         """All sources so far; see :meth:`aiolb.receive.contract.Receiver.sketch`."""
         return self._senders.sketch
 

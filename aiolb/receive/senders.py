@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiolb.receive.contract import Datagram
 
 MOST = 4096
-"""Addresses that are told apart until ``take()``, as in the compiled receiver."""
+"""Addresses that are told apart until ``senders()``, as in the compiled receiver."""
 
 FEW = 8
 """Datagrams of a batch below which every batch is looked at; of others only one of so many."""
@@ -28,7 +28,7 @@ class PlainSenders:
     """Counts the datagrams of each host."""
 
     def __init__(self) -> None:
-        self._registers = bytearray(sketch.REGISTERS)
+        self._sketch = sketch.Sketch()
         self._counts: Counter[object] = Counter()
         self._hosts: Counter[str] = Counter()
         self._missed = 0
@@ -43,7 +43,7 @@ class PlainSenders:
         if len(self._counts) > MOST:
             self._fold()
 
-    def take(self) -> tuple[dict[str, int], int]:
+    def senders(self) -> tuple[dict[str, int], int]:
         """See :meth:`aiolb.receive.contract.Receiver.senders`."""
         self._fold()
         hosts, missed = self._hosts, self._missed
@@ -51,19 +51,19 @@ class PlainSenders:
         return hosts, missed
 
     @property
-    def sketch(self) -> bytes:
+    def sketch(self) -> tuple[frozenset[int] | None, bytes]:
         """See :meth:`aiolb.receive.contract.Receiver.sketch`."""
         self._fold()
-        return bytes(self._registers)
+        return self._sketch.marks, self._sketch.registers
 
     def _fold(self) -> None:
         counts, self._counts = self._counts, Counter()
         for addr, count in counts.items():
             if isinstance(addr, tuple):  # of a socket of IPv4 or IPv6
                 self._hosts[addr[0]] += count
-        for host in self._hosts.keys() - self._noted:
-            sketch.note(self._registers, sketch.packed(ip_address(host)))
-        self._noted |= self._hosts.keys()
+        if new := self._hosts.keys() - self._noted:
+            self._sketch = sketch.union(self._sketch, sketch.Sketch.of(map(ip_address, new))).fitted()
+            self._noted |= new
         if len(self._noted) > MOST:
             self._noted.clear()
         if len(self._hosts) > MOST:

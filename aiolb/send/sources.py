@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Any
 
-from aiolb import descriptors
+from aiolb import descriptors, sockets
 from aiolb.address import Address, parse_ip
 from aiolb.errors import KernelError, StartError
 from aiolb.pacing import SHORTEST_PAUSE
@@ -108,10 +108,13 @@ def finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def resolve(config: PublisherConfig) -> tuple[Any, ...]:
-    """The target as the socket module takes it; raises StartError when a name has no address."""
+async def resolve(config: PublisherConfig) -> tuple[Address, tuple[Any, ...]]:
+    """The target, also as the socket module takes it; raises StartError when a name has no address."""
     if (numeric := config.numeric_target) is not None:
-        return numeric.host, numeric.port
+        try:
+            return numeric, sockets.sockaddr(numeric)
+        except OSError as error:
+            raise _unreachable(numeric, error) from None
     host, port = config.host_port
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -122,7 +125,19 @@ async def resolve(config: PublisherConfig) -> tuple[Any, ...]:
         ) from None
     sources = config.source_set
     wanted = socket.AF_INET if isinstance(sources, int | IPv4Network) else socket.AF_INET6
-    return min(found, key=lambda info: info[0] != wanted)[4]
+    sockaddr: tuple[Any, ...] = min(found, key=lambda info: info[0] != wanted)[4]
+    return Address(str(parse_ip(sockaddr[0])), sockaddr[1]), sockaddr
+
+
+def _unreachable(target: Address, error: OSError, source: str | None = None) -> KernelError:
+    """Why the kernel does not send there."""
+    by = "" if source is None else f" from {source}"
+    route = f"see: ip route get {target.host.partition('%')[0]}{by}"
+    return KernelError(
+        f"cannot send to {target}{by}: {error.strerror or error}",
+        errno=error.errno,
+        hint=sockets.interface_hint(target) or route,
+    )
 
 
 def open_socket(target: Address, address: str | None, sockaddr: tuple[Any, ...]) -> socket.socket:
@@ -159,12 +174,7 @@ def _connect(sock: socket.socket, sockaddr: tuple[Any, ...], target: Address) ->
     try:
         sock.connect(sockaddr)
     except OSError as error:
-        source = str(parse_ip(sock.getsockname()[0]))
-        raise KernelError(
-            f"cannot send to {target} from {source}: {error.strerror}",
-            errno=error.errno,
-            hint=f"see: ip route get {target.host} from {source}",
-        ) from None
+        raise _unreachable(target, error, str(parse_ip(sock.getsockname()[0]))) from None
 
 
 def allow_descriptors(number: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import struct
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 from click.testing import CliRunner
 from zipf import MEMBERS, SOURCES, Numbered
 
-from aiolb.bpf import spec
+from aiolb.bpf import abi, spec
 from aiolb.cli import main
+from aiolb.sketch import packed
 
 SLOTS = 16_384
 
@@ -186,6 +189,35 @@ def test_rebalance_what_is_too_big(group, aiolb, intervals):
     assert max(map(len, said.splitlines())) <= 80
 
 
+def tell(group, index, counts):
+    """Let a member tell of its busiest sources."""
+    entries = b"".join(struct.pack("=16sQ", packed(source), count) for source, count in counts.items())
+    top = struct.unpack(f"={abi.TOP_WORDS}Q", entries.ljust(8 * abi.TOP_WORDS, b"\0"))
+    nothing = abi.Report.unpack(bytes(abi.Report.STRUCT.size))
+    group.group.reports.write(index, replace(nothing, cookie=group.group.cookie_of(index), top=top))
+
+
+def test_rebalance_names_who_is_too_big(group, aiolb, intervals):
+    """Of a slot that is bigger than a share its sources are named, as far as they are worth it and members tell."""
+    numbered = Numbered(group)
+    big, slot = numbered.address(0), group.group.slot_of(numbered.address(0))
+    little = next(source for n in range(1 << 20) if group.group.slot_of(source := IPv4Address("127.9.0.1") + n) == slot)
+    others = {numbered.address(source): 100 for source in range(1, 15)}
+    tell(group, 0, others | {little: 300})
+    tell(group, 1, {big: 8000})
+    interval = lambda: numbered.interval(each=[8000] + [100] * (SOURCES - 1))  # noqa: E731 - done twice
+    intervals.append(interval)
+    _, said, _ = aiolb("rebalance", "--interval", "7", "--dry-run")
+    line = said.splitlines()[-3]
+    assert line.startswith(f"  slot {slot} of member ")
+    assert line.endswith(f" has 73.4%: {big}")
+    intervals.append(interval)
+    tell(group, 0, {little: 500})
+    _, said, _ = aiolb("rebalance", "--interval", "7", "--json", "--dry-run")
+    (found,) = json.loads(said)["oversized"]
+    assert (found["slot"], found["sources"]) == (slot, [str(big), str(little)])
+
+
 @pytest.mark.parametrize(
     ("each", "message"),
     [
@@ -265,3 +297,4 @@ def test_rebalance_refuses(group, aiolb, arguments, message):
     status, said, error = aiolb("rebalance", *arguments)
     assert (status, said) == (2, "")
     assert message in error
+    assert "\n  hint: " in error

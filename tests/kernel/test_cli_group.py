@@ -87,7 +87,7 @@ def test_create_for_connections(group, bpffs):
             "'root' is root, which keeps its privileges",
             "name another user, e.g. nobody, or leave --owner out",
         ),
-        (["127.0.0.1:9", "--count", "1025"], "a group has 1 to 1024 members, not 1025", None),
+        (["127.0.0.1:9", "--count", "1025"], "a group has 1 to 1024 members, not 1025", "--count 1 … 1024"),
         (["localhost:9"], "'localhost' in 'localhost:9' is no IP address", "e.g. 127.0.0.1:10001 or [::1]:10001"),
     ],
 )

@@ -104,10 +104,11 @@ async def test_connections(bpffs, tmp_path, aiolb, look):
             (group,) = look(f"tcp:{address}")
             return [group["members"][0][name] for name in ("received", "handled", "in_flight", "sources")]
 
-        await until(lambda: told() == [2, 1, 1, None], "two accepted, one of them closed")
+        await until(lambda: told() == [2, 1, 1, 2], "two accepted, one of them closed")
         status, lines, _ = aiolb("status", f"tcp:{address}", "--interval", "0")
         assert (status, lines[0]) == (0, f"tcp {address}  1 of 1 members alive")
-        assert "CONNECTIONS" in lines[3].split()
+        assert lines[2].startswith("sources 2, ")
+        assert {"CONNECTIONS", "OPEN", "SOURCES", "QUEUE", "P99"} <= set(lines[3].split())
 
 
 def test_dead_members(cluster, aiolb, look, bpffs):
@@ -148,12 +149,41 @@ def test_all_groups(cluster, look):
     assert [group["count"] for group in look(str(groups[1].address))] == [2]
 
 
-def test_no_group(aiolb, address):
+def test_no_group(aiolb):
     """Where there is none it says so, and fails: nothing is healthy there."""
-    for arguments in ((), (str(address),), ("--json",), ("--member", "0")):
+    for arguments in ((), ("127.0.0.99:1",), ("--json",), ("--member", "0")):
         status, lines, error = aiolb("status", *arguments)
         assert (status, lines) == (3, [])
         assert error.splitlines()[1].startswith("  hint: start a collector")
+
+
+@pytest.mark.parametrize("balancer", ["classic", "none"])
+@pytest.mark.parametrize(
+    "command", [("status", "--interval", "0"), ("top", "--once"), ("route", "127.0.0.1", "--group")]
+)
+async def test_a_port_without_pins(aiolb, tmp_path, balancer, command):
+    """Where a collector without pins has the port, it is named, and so is where to look instead."""
+    async with Member("discard", "--bind", "127.0.0.1:0", "--balancer", balancer, report=tmp_path / "0") as member:
+        bind = (await member.ready())["bind"]
+        status, lines, error = aiolb(*command, bind)
+    assert (status, lines) == (3, [])
+    first, hint = error.splitlines()
+    who = f"pid {member.process.pid}, user root"
+    assert first == f"aiolb: error: no group is pinned for udp {bind}; who has the port: {who}"
+    assert hint.startswith("  hint: a collector with --balancer classic or none, or without a BPF file system, tells")
+
+
+async def test_the_other_protocol(cluster, aiolb):
+    """Where there is a group of the other protocol at the address, its name is told."""
+    group = cluster(1)
+    status, _, error = aiolb("status", f"tcp:{group.address}")
+    assert (status, error.splitlines()) == (
+        3,
+        [
+            f"aiolb: error: there is no tcp group at {group.address}, but a udp group",
+            f"  hint: aiolb status udp:{group.address}",
+        ],
+    )
 
 
 async def test_a_collector_that_is_stuck_is_silent(bpffs, address, aiolb):

@@ -207,6 +207,25 @@ def test_no_session_is_steered_by_its_source(keyed, sources_v4):
         assert group.receive(20) == expected
 
 
+@pytest.mark.parametrize("length", [1, 8, 18, 19, 1 << 31, (1 << 32) - 1])
+def test_a_length_that_was_written_by_hand(cluster, length):
+    """Whatever a key file writes to the length, and behind the words, the key is its two words, as the twin says."""
+    text = f"""
+int key_of(const struct packet *packet, struct key *key)
+{{
+	if (load_u64(packet, 4, &key->words[0]))
+		return -1;
+	key->tail = key->words[0] * 5;
+	key->length = {length}U;
+	return 0;
+}}
+"""
+    key_file, ids = KeyFile("by_hand.c", text), [secrets.randbits(64) for _ in range(40)]
+    group = cluster(5, key=key_file.key, program=compile_key(key_file))
+    datagrams = [(SOURCE, session(each)) for each in ids]
+    assert steered(group, datagrams) == group.members_of([custom_key(each, 0) for each in ids], range(5))
+
+
 def test_a_train_goes_where_its_first_datagram_belongs(keyed):
     """The datagrams of a train stay together, at the member of the first one's key."""
     group = keyed("session")

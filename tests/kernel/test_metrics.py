@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 import pytest
+import streams
 from prometheus_client.parser import text_string_to_metric_families
 from serving import DEADLINE, Member
 from supervision import Supervisor
+
+from aiolb import sockets
 
 AIOLB = [sys.executable, "-m", "aiolb"]
 METRICS = ["--metrics", "127.0.0.1:0"]
@@ -25,15 +29,16 @@ async def flood(address, number):
     assert json.loads((await run).stdout)["sent_datagrams"] == number
 
 
+def text_at(url):
+    """What is served at a URL."""
+    with urllib.request.urlopen(url, timeout=DEADLINE) as answer:  # noqa: S310 - it is ours
+        return answer.read().decode()
+
+
 async def read(url):
     """The samples at a URL: name to value by group, member and what else labels say; without histograms' buckets."""
-
-    def get():
-        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:  # noqa: S310 - it is ours
-            return answer.read().decode()
-
     found = {}
-    for family in text_string_to_metric_families(await asyncio.to_thread(get)):
+    for family in text_string_to_metric_families(await asyncio.to_thread(text_at, url)):
         for sample in family.samples:
             member = sample.labels.get("member")
             if "le" not in sample.labels:
@@ -41,17 +46,34 @@ async def read(url):
     return found
 
 
-async def at_rest(urls, number):
-    """What several processes tell, once their members have handled so many datagrams together."""
+@pytest.fixture
+def check_conventions(needs):
+    """Promtool finds nothing to say about what is told at a URL."""
+    command = [needs("promtool", "prometheus"), "check", "metrics"]
+
+    async def check(url):
+        text = await asyncio.to_thread(text_at, url)
+        run = partial(subprocess.run, command, input=text, capture_output=True, text=True, check=False)
+        done = await asyncio.to_thread(run)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    return check
+
+
+async def at_rest(urls, number, *, sources=0):
+    """What several processes tell, once their members have handled so many together, of so many sources or more."""
     async with asyncio.timeout(DEADLINE):
         while True:
             told = [await read(url) for url in urls]
-            if sum(sum(one["member_handled_total"].values()) for one in told) == number:
+            handled, seen = (
+                sum(sum(one[name].values()) for one in told) for name in ("member_handled_total", "member_sources")
+            )
+            if handled == number and seen >= sources:
                 return told
             await asyncio.sleep(0.02)
 
 
-async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
+async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path, check_conventions):
     """Its numbers are those of the sender and of its own report, its workers serve nothing, a restart loses none."""
     report = tmp_path / "report"
     options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--workers", "3", "--report", str(report)]
@@ -63,8 +85,9 @@ async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
         supervisor.send_signal(signal.SIGHUP)
         await supervisor.event("restarted")
         await flood(address, 1000)
-        (told,) = await at_rest([event["url"]], 3000)
+        (told,) = await at_rest([event["url"]], 3000, sources=100)
         assert supervisor.named("metrics") == [event]
+        await check_conventions(event["url"])
         assert await supervisor.stop() == 0
     members = json.loads(report.read_text())["members"]
     assert told["member_received_total"] == {member["index"]: member["received"] for member in members}
@@ -74,10 +97,10 @@ async def test_a_supervisor_tells_of_all_members(bpffs, address, tmp_path):
     assert all(told["member_handler_duration_seconds_count"].values())
     assert sum(told["member_slots"].values()) == 16_384
     assert (told["group_members"], told["group_members_alive"]) == ({None: 3}, {None: 3})
-    assert told["group_sources"] == {None: pytest.approx(100, abs=10)}
+    assert told["group_sources"] == {None: 100}
 
 
-async def test_collectors_tell_of_themselves(bpffs, address, tmp_path):
+async def test_collectors_tell_of_themselves(bpffs, address, tmp_path, check_conventions):
     """Each of two collectors tells of its own member alone, so that together every datagram counts once."""
     options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--count", "2", *METRICS]
     async with (
@@ -91,6 +114,7 @@ async def test_collectors_tell_of_themselves(bpffs, address, tmp_path):
             await member.ready()
         await flood(address, 1000)
         told = await at_rest(urls, 1000)
+        await check_conventions(urls[0])
         ends = [await member.stop() for member in members]
     assert [one["member_received_total"] for one in told] == [
         {index: end["received"]} for index, end in enumerate(ends)
@@ -127,18 +151,75 @@ async def test_a_port_in_use(bpffs, address, more):
     assert not (bpffs / "aiolb").exists()
 
 
-async def test_classic(tmp_path):
-    """Without a group a collector tells what it counts itself; a supervisor says that it cannot."""
-    options = ["discard", "--bind", "127.0.0.1:0", "--balancer", "classic", *METRICS]
+@pytest.mark.parametrize("balancer", ["classic", "none"])
+async def test_without_a_group(tmp_path, check_conventions, balancer):
+    """Without a group a collector tells what it counts itself."""
+    options = ["discard", "--bind", "127.0.0.1:0", "--balancer", balancer, *METRICS]
     async with Member(*options, report=tmp_path / "0") as member:
         url = (await member.event("metrics"))["url"]
         bind = (await member.ready())["bind"]
         await flood(bind, 100)
         (told,) = await at_rest([url], 100)
+        await check_conventions(url)
         assert "member_packets_total" not in told
+        assert "group_members" not in told
         assert (await member.stop())["handled"] == 100
-    async with Supervisor(*options, "--workers", "2") as supervisor:
-        await supervisor.event("metrics_limited")
-        told = await read(supervisor.named("metrics")[0]["url"])
-        assert (told["group_info"], "member_alive" in told) == ({None: 1}, False)
+
+
+@pytest.mark.parametrize("balancer", ["classic", "none", "unpinned"])
+async def test_a_supervisor_without_pins(tmp_path, needs, check_conventions, balancer):
+    """It has all that the workers tell, through a restart and with another number of members; its report agrees."""
+    report = tmp_path / "report"
+    options = ["discard", "--bind", "127.0.0.1:0", "--workers", "2", "--report", str(report), *METRICS]
+    options += ["--bpffs", str(tmp_path)] if balancer == "unpinned" else ["--balancer", balancer]
+    # Who may not mount has no BPF file system there.
+    command = [needs("setpriv", "util-linux"), "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", *AIOLB]
+    async with Supervisor(*options, command=command) as supervisor:
+        await supervisor.supervising(workers=2)
+        assert supervisor.named("metrics_limited") == []
+        assert len(supervisor.named("unpinned")) == (balancer == "unpinned")
+        (event,) = supervisor.named("metrics")
+        bind = supervisor.named("supervising")[0]["bind"]
+        await flood(bind, 500)
+        (told,) = await at_rest([event["url"]], 500, sources=100)
+        assert (told["group_members"], told["group_members_alive"]) == ({None: 2}, {None: 2})
+        assert told["group_sources"] == {None: 100}
+        assert all(told["member_handler_duration_seconds_count"].values())
+        supervisor.send_signal(signal.SIGHUP)
+        await supervisor.event("restarted")
+        await flood(bind, 500)
+        await at_rest([event["url"]], 1000)
+        supervisor.send_signal(signal.SIGTTIN)
+        await supervisor.event("count_changed", now=3)
+        await flood(bind, 500)
+        (told,) = await at_rest([event["url"]], 1500)
+        assert told["group_members"] == {None: 3}
+        assert ("member_slots" in told) == ("member_packets_total" in told) == (balancer == "unpinned")
+        await check_conventions(event["url"])
         assert await supervisor.stop() == 0
+    members = json.loads(report.read_text())["members"]
+    for name in ("received", "handled", "abandoned"):
+        assert told[f"member_{name}_total"] == {member["index"]: member.get(name, 0) for member in members}
+
+
+@pytest.mark.parametrize("balancer", ["ebpf", "classic", "none"])
+@pytest.mark.parametrize("more", [[], ["--workers", "2"]], ids=["collector", "supervisor"])
+async def test_connections(bpffs, tmp_path, check_conventions, balancer, more):
+    """Of connections there are sources, times and the accept queue, and no bytes of a queue and no batches."""
+    app = streams.write_app(tmp_path / "app.py")
+    with sockets.reserved_port(streams.LOCAL, "tcp") as address:
+        options = [app, "--protocol", "tcp", "--bind", str(address), "--bpffs", str(bpffs), "--balancer", balancer]
+        async with Supervisor(*options, *more, *METRICS) as supervisor:
+            await supervisor.event("supervising" if more else "ready")
+            (event,) = supervisor.named("metrics")
+            for host in [f"127.0.4.{number}" for number in range(1, 21)]:
+                await streams.who(address, host)
+            (told,) = await at_rest([event["url"]], 20, sources=20)
+            await check_conventions(event["url"])
+            assert await supervisor.stop() == 0
+    assert sum(told["member_received_total"].values()) == 20
+    assert sum(told["member_handler_duration_seconds_count"].values()) == 20
+    assert (sum(told["member_in_flight"].values()), sum(told["member_waiting"].values())) == (0, 0)
+    assert all(told["member_waiting_limit"].values())
+    assert not {"member_queue_bytes", "member_batch_datagrams_count"} & told.keys()
+    assert told.get("group_sources") == (None if balancer != "ebpf" and not more else {None: 20})

@@ -251,3 +251,10 @@ def test_the_lock_is_released_and_taken_again(bpffs, monkeypatch):
             mine.close()
             assert not group.leave(0, 1)
         assert not mine.complete
+
+
+@pytest.mark.parametrize("interface", ["lo", "my_if_0"])
+def test_the_name_of_a_link_local_group(interface):
+    """Whatever an interface is called, the folder's name says which group it is."""
+    address = Address(f"fe80::1%{interface}", 9000)
+    assert pins.names_of(f"tcp_{address.host}_9000") == ("tcp", address)

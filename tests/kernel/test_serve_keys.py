@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from threading import Timer
 
 import pytest
 import serving
+import supervision
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -258,3 +261,41 @@ async def test_connections(start, address):
     accepted = [(await member.stop())["accepted"] for member in members]
     assert sum(accepted) == 40
     assert all(accepted)  # one of them gets none once in 2^39
+
+
+# The command line, with a compiler that tells when it begins, and does not end.
+_COMPILES_FOR_EVER = """
+import sys
+from aiolb.bpf import compiler
+from aiolb.cli import main
+compiler.BCC_FOLDERS = [sys.argv.pop(1)]
+main()
+"""
+
+
+@pytest.fixture
+def compiles_for_ever(tmp_path):
+    """The command line whose compilations do not end, and what returns when one has begun."""
+    began, bcc = tmp_path / "began", tmp_path / "bcc"
+    os.mkfifo(began)
+    bcc.mkdir()
+    (bcc / "__init__.py").write_text(f"import signal\nopen({str(began)!r}, 'w').close()\nsignal.pause()")
+    (bcc / "libbcc.py").touch()
+    command = (sys.executable, "-W", "error", "-c", _COMPILES_FOR_EVER, str(tmp_path))
+    return command, lambda: asyncio.to_thread(began.read_text)
+
+
+@pytest.mark.parametrize("options", [["--debug"], ["--workers", "2", "--key-file", str(SESSION)]], ids=["one", "all"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_ctrl_c_while_it_compiles(compiles_for_ever, bpffs, address, options, loop):
+    """Ctrl-C while bcc compiles ends the start at once, with status 0; nothing is pinned, and one line says why."""
+    command, begun = compiles_for_ever
+    arguments = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--event-loop", loop, *options]
+    async with supervision.Supervisor(*arguments, command=command) as run:
+        await begun()
+        os.killpg(run.pid, signal.SIGINT)
+        assert await run.ended() == 0
+    assert run.lines == []
+    assert {event["event"] for event in run.events} <= {"signal", "start_given_up"}
+    assert run.events[-1]["reason"] == "SIGINT came while bcc compiled the balancer"
+    assert list(bpffs.glob("aiolb")) == []

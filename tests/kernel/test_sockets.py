@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.errors import KernelError
+from aiolb.send.config import PublisherConfig
+from aiolb.send.sources import open_socket, resolve
 
 BUFFER = """
 import json
@@ -90,3 +93,42 @@ def test_a_low_port_without_privilege(netns, python, powerless):
     message, hint = python(LOW_PORT, prefix=netns.command(*powerless))
     assert message == "cannot bind 127.0.0.1:9: Permission denied"
     assert hint == "ports below 1024 need CAP_NET_BIND_SERVICE"
+
+
+@pytest.mark.parametrize("interface", ["lo", "1"])
+def test_sending_to_a_link_local_address(netns, interface):
+    """The interface of a link-local address is kept, by its name, from the text to the socket and back."""
+    netns.add_addresses("fe80::1/64")
+
+    def send():
+        address = sockets.resolve(f"[fe80::1%{interface}]:0")
+        assert address == Address("fe80::1%lo", 0)
+        with sockets.bind_reuseport(address) as sock:
+            bound = sockets.address_of(sock)
+            assert (bound.host, bound.port) == ("fe80::1%lo", sock.getsockname()[1])
+            target, sockaddr = asyncio.run(resolve(PublisherConfig(bound, 1.0)))
+            with open_socket(target, None, sockaddr) as sender:
+                sender.send(b"here")
+            return sock.recv(10)  # loopback has brought it before send() returned
+
+    assert netns.call(send) == b"here"
+
+
+@pytest.mark.parametrize(
+    ("host", "hint"),
+    [
+        ("fe80::1", "a link-local address needs its interface: [fe80::1%eth0]:9; ip link shows which there are"),
+        ("fe80::1%nix", "ip link shows the interfaces"),
+    ],
+)
+def test_a_link_local_address_without_its_interface(netns, host, hint):
+    """Without an interface, or with one that is not there, it is refused, by who binds and by who sends."""
+
+    def send(address):
+        target, sockaddr = asyncio.run(resolve(PublisherConfig(address, 1.0)))
+        open_socket(target, None, sockaddr)
+
+    for use in (sockets.bind_reuseport, send):
+        with pytest.raises(KernelError) as caught:
+            netns.call(use, Address(host, 9))
+        assert caught.value.hint == hint

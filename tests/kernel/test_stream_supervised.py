@@ -16,9 +16,11 @@ from events import until
 from streams import ask, connected
 from supervision import Answer
 
+from aiolb import listening
+from aiolb.supervised import SupervisedMember
 from aiolb.systemd import SocketName
 
-address = streams.address
+address, script = streams.address, supervision.script
 
 HOSTS = [f"127.0.7.{number}" for number in range(1, 21)]
 
@@ -277,3 +279,21 @@ async def test_kept_sockets(app, address, bpffs, number):
         }
         assert await manager.stop() == 0
     assert sums(app.report()) == (20, 20, 0, 0)
+
+
+async def test_it_refuses_before_a_worker_drains(script, monkeypatch):
+    """Nobody can connect any more when a worker is told to drain, for that may lack the privilege to see to it."""
+    end, found = SupervisedMember.end, []
+
+    async def noted(member, order):
+        found.extend((order, listening.refuses_connections(sock)) for sock in member.places.sockets.values())
+        await end(member, order)
+
+    monkeypatch.setattr(SupervisedMember, "end", noted)
+    settings = {"protocol": "tcp", "balancer": "none", "count": 2}
+    async with supervision.Supervised(script, supervision.ANYWHERE, **settings) as supervised:
+        await supervised.supervising()
+        supervised.send_signal(signal.SIGTTOU)
+        await supervised.event("count_changed")
+        await supervised.stop()
+    assert found == [("drain", True)] * 2

@@ -205,8 +205,12 @@ async def test_without_slots(script, balancer):
         script, supervision.ANYWHERE, count=2, balancer=balancer, rebalance=RebalancePolicy()
     ) as supervised:
         said = await supervised.event("rebalance_off")
-        assert (said["log_level"], said["reason"]) == ("warning", f"the balancer {balancer} has no slots")
+        assert (said["log_level"], said["reason"]) == (
+            "warning",
+            f"the balancer {balancer} has no slots: --rebalance does nothing",
+        )
         await supervised.stop()
+    assert len(supervised.named("rebalance_off")) == 1
 
 
 async def test_what_is_logged(cluster):

@@ -18,6 +18,7 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import ownership, spec
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.pins import names_of
 from aiolb.bpf.preparation import prepare
 from aiolb.privileges import parse
 
@@ -324,6 +325,63 @@ with aiolb.bind(address) as sock, aiolb.join(sock, index=0, balancer="ebpf", bpf
     assert as_nobody(code) == 60
     with closing(Group.open(address, bpffs=bpffs)) as group:
         assert group.config.program == compiled_debug.digest != spec.shipped().digest
+
+
+@pytest.fixture
+def serve_as_nobody(unprivileged, python_of_nobody, bpffs, address):
+    """Run `aiolb serve discard` as nobody until it is ready, and stop it; how it was warned of its program."""
+    python, env = python_of_nobody
+
+    async def run(*options):
+        arguments = ["discard", "--bind", str(address), "--bpffs", str(bpffs), *options]
+        command = (python, "-m", "aiolb")
+        async with supervision.Supervisor(*arguments, command=command, env=env, prefix=tuple(unprivileged)) as process:
+            await process.event("ready")
+            assert await process.stop() == 0
+        return process.named("program_kept")
+
+    return run
+
+
+@pytest.mark.parametrize("how", [["--index", "0"], ["--workers", "2"]], ids=["alone", "supervised"])
+async def test_a_program_that_is_kept(prepared, serve_as_nobody, aiolb, compiled_debug, how):
+    """Who asks for another program and may not load it is warned once; nobody is for whom root has made it."""
+    folder = prepared(count=2)
+    (_, address), bpffs = names_of(folder.name), folder.parents[2]
+    (warning,) = await serve_as_nobody(*how, "--debug")
+    create = f"group create {address} --owner nobody --bpffs {bpffs}"
+    assert (warning["level"], warning["hint"]) == (
+        "warning",
+        f"leave --compile and --debug out, or as root, with the same option: aiolb {create}",
+    )
+    assert warning["reason"].startswith(f"nobody may not give the group at {address} another program")
+    aiolb(*create.split()[:-2], "--debug")
+    with closing(Group.open(address, bpffs=bpffs)) as group:
+        assert (group.config.program, group.owner.uid) == (compiled_debug.digest, NOBODY.pw_uid)
+    assert [await serve_as_nobody(*how, *options) for options in ((), ("--debug",))] == [[], []]
+
+
+@pytest.mark.parametrize("how", [["--index", "0"], ["--workers", "1"]], ids=["alone", "supervised"])
+async def test_root_in_another_user_s_group(bpffs, how):
+    """Root is told whom it locks out when it joins a group that it has prepared for a user; in its own it is not."""
+    with sockets.reserved_port(Address("127.0.0.1", 0)) as address:
+        options = ["--bind", str(address), "--bpffs", str(bpffs)]
+        warnings = []
+        for user in (parse("nobody"), None):
+            prepare(address, GroupOptions(bpffs=bpffs), user).close()
+            async with supervision.Supervisor("discard", *options, *how) as run:
+                await run.event("ready")
+                assert await run.stop() == 0
+            warnings += run.named("owner_locked_out")
+        with closing(Group.open(address, bpffs=bpffs)) as group:
+            group.delete()
+    (warning,) = warnings
+    assert (warning["level"], warning["hint"]) == (
+        "warning",
+        f"run as nobody, or take the group back: aiolb group create {address} --bpffs {bpffs}",
+    )
+    who = f"the group at {address} is prepared for nobody, who cannot join while a member of root is alive"
+    assert warning["reason"].startswith(who)
 
 
 def test_the_pins_of_a_prepared_group(prepared, bpffs, address):
