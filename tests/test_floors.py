@@ -160,11 +160,16 @@ FLOORS = {
     "aiolb.testing.life": 12,
     "aiolb.testing.watched": 14,
     "aiolb.testing.fake_listener": 8,
-    "aiolb.testing.fake": 15,
-    "aiolb.testing.running": 15,
-    "aiolb.testing.plugin": 16,
-    "aiolb.cli": 17,
-    "aiolb.__main__": 18,
+    "aiolb.testing.fake_stream_listener": 15,
+    "aiolb.testing.fake_base": 15,
+    "aiolb.testing.fake_streams": 16,
+    "aiolb.testing.fake": 17,
+    "aiolb.testing.running_base": 15,
+    "aiolb.testing.running_streams": 16,
+    "aiolb.testing.running": 17,
+    "aiolb.testing.plugin": 18,
+    "aiolb.cli": 19,
+    "aiolb.__main__": 20,
 }
 
 
