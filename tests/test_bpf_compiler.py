@@ -85,7 +85,7 @@ def test_the_unrelated_package(bcc_in, name):
     folder = bcc_in({name: "raise SystemExit('imported')"})
     with pytest.raises(CompileError, match=rf"{folder}/bcc is an unrelated package") as caught:
         compiler.compile_balancer()
-    assert caught.value.hint.startswith("pip uninstall bcc, then apt-get install python3-bpfcc")
+    assert caught.value.hint.startswith(f"{sys.executable} -m pip uninstall bcc, then apt-get install python3-bpfcc")
 
 
 def test_the_real_one_behind_the_unrelated_one(compiled, bcc_in, monkeypatch):

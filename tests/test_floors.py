@@ -126,6 +126,8 @@ FLOORS = {
     "aiolb.bpf.steering": 7,
     "aiolb.occupants": 6,
     "aiolb.port_check": 7,
+    "aiolb.kernel_checks": 5,
+    "aiolb.compiled_parts": 6,
     "aiolb.doctor": 9,
     "aiolb.bpf.balancers": 8,
     "aiolb.bpf.members": 9,

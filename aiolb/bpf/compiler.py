@@ -123,7 +123,7 @@ def _error(kind: str, detail: str, output: str, source: str | JoinedSource) -> C
     if kind == "unrelated":
         return CompileError(
             f"{detail} is an unrelated package that has the name bcc on PyPI, not the BPF Compiler Collection",
-            hint=f"pip uninstall bcc, then {_INSTALL}",
+            hint=f"{sys.executable} -m pip uninstall bcc, then {_INSTALL}",
         )
     if kind == "broken":
         return CompileError(f"bcc cannot be imported: {detail}", hint=_INSTALL)
