@@ -58,7 +58,9 @@ def test_the_manual_is_read_without_a_warning(command: str, package: str, needs:
 def test_the_manual_refers_to_its_pages() -> None:
     """Each page that another one names is there."""
     pages = {path.name: path.read_text() for path in (ROOT / "man").iterdir()}
-    named = {f"{name}.1" for page in pages.values() for name in re.findall(r"(aiolb[\w-]*)\(1\)", page.replace("\\-", "-"))}
+    named = {
+        f"{name}.1" for page in pages.values() for name in re.findall(r"(aiolb[\w-]*)\(1\)", page.replace("\\-", "-"))
+    }
     assert named == {name for name in pages if name != "aiolb.1"}
 
 
