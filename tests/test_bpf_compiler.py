@@ -153,6 +153,14 @@ def test_a_signal_while_it_compiles(bcc_in, tmp_path, number, nothing_left):  # 
     assert came == [number]
 
 
+def test_a_python_that_cannot_be_started(monkeypatch, tmp_path):
+    """An interpreter that this user may not run, as in a virtual environment of root's Python, is told."""
+    (tmp_path / "python").touch(mode=0o644)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(CompileError, match=f"^{tmp_path}/python cannot be started: Permission denied"):
+        compiler.compile_balancer()
+
+
 @pytest.mark.usefixtures("compiled")
 def test_a_broken_source(tmp_path, monkeypatch):
     """What clang does not take is an error with its line."""
