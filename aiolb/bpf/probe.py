@@ -26,6 +26,7 @@ from aiolb.send import gso
 
 _NOT_SUPPORTED = 524  # ENOTSUPP, a number of the kernel's own (include/linux/errno.h)
 _SECCOMP_FILTERED = 2
+_NO_BPF = "not known without CAP_BPF"
 _ASK = "import runpy, sys; sys.stdout.write(str(runpy.run_path(sys.argv[1])['bpf_errno']()))"
 
 
@@ -73,16 +74,20 @@ def migration() -> Finding:
     try:
         maps = Maps.create("tcp")
     except OSError as error:
-        return _finding(program.privilege_error(error) or error)
+        return _not_without_bpf(program.privilege_error(error) or error)
     try:
         os.close(program.load(spec.shipped(spec.MIGRATING), maps.by_placeholder()))
     except (UnsupportedError, VerifierError):
         return Finding(Support.NO, "this kernel's programs do not move waiting connections", "use Linux 5.14 or newer")
     except KernelError as error:
-        return _finding(error)
+        return _not_without_bpf(error)
     finally:
         maps.close()
     return Finding(Support.YES, "waiting connections are moved when a socket is closed (SELECT_OR_MIGRATE)")
+
+
+def _not_without_bpf(error: Exception) -> Finding:
+    return Finding(Support.UNKNOWN, _NO_BPF) if isinstance(error, PrivilegeError) else _finding(error)
 
 
 def bpf_call() -> Finding:
@@ -172,7 +177,7 @@ def _map_probe(yes: str, ask: Callable[[], None]) -> Finding:
         ask()
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            return Finding(Support.UNKNOWN, "not known without CAP_BPF")
+            return Finding(Support.UNKNOWN, _NO_BPF)
         why = "not supported" if error.errno == _NOT_SUPPORTED else error.strerror
         return Finding(Support.NO, f"{error.filename}: {why}")
     return Finding(Support.YES, yes)
@@ -187,7 +192,7 @@ def memlock() -> Finding:
     try:
         _ask_map(MAP_TYPE_ARRAY)
     except OSError:
-        return Finding(Support.UNKNOWN, "not known without CAP_BPF")
+        return Finding(Support.UNKNOWN, _NO_BPF)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     try:
         _ask_map(MAP_TYPE_ARRAY)
