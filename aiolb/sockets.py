@@ -110,7 +110,7 @@ def try_bind(address: Address, protocol: str = "udp") -> None:
             if protocol == "tcp":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(_sockaddr(address))
+            sock.bind(sockaddr(address))
         except OSError as error:
             raise _bind_error(address, error, protocol) from error
 
