@@ -336,7 +336,7 @@ def test_errors_in_a_group(run):
             with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1 cannot send to 127"):
                 await running.send(b"x", source="192.0.2.1")
             assert sum(member.errors for member in running.statistics()) == 1
-            assert await running.send(b"fine\n") == b"2\n"
+            assert await running.send(b"fine\n") in {b"2\n", b"3\n"}  # of another member, or of the same
 
     run(live())
 
