@@ -32,19 +32,35 @@ class StreamHandlers(Protocol):
         ...
 
 
+class Connected(Protocol):
+    """A connection that nobody reads from yet."""
+
+    async def open(self, protocol: asyncio.StreamReaderProtocol) -> asyncio.Transport:
+        """Begin to read and write."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, whether it was opened or not, when its handler has ended."""
+        ...
+
+
 class Connections:
     """Runs a handler for each connection that it is given, until ``stop``; owns the sockets.
 
-    ``changed`` is called whenever a connection has come or ended; it may be set later.
+    ``changed`` is called whenever a connection has come or ended; it may be set later. ``reader`` is what handlers
+    read from.
     """
 
-    def __init__(self, handlers: StreamHandlers, concurrency: int) -> None:
+    def __init__(
+        self, handlers: StreamHandlers, concurrency: int, *, reader: type[CountingReader] | None = None
+    ) -> None:
         self.changed: Callable[[], None] = _nothing
         self.received_bytes = 0
         self.senders = PlainSenders()
         """Who connected, by connections."""
         self.times = Times()
         """How long the handlers took that have ended."""
+        self._reader = reader or CountingReader
         self._handlers = handlers
         self._concurrency = concurrency
         self._loop = asyncio.get_running_loop()
@@ -56,11 +72,15 @@ class Connections:
 
     def take(self, sock: socket.socket, addr: Any) -> None:
         """Handle a connection that was accepted; its handler starts with the next turn of the loop."""
+        self.handle(_Accepted(sock), addr)
+
+    def handle(self, connected: Connected, addr: Any) -> None:
+        """As ``take``, for a connection that need not be a socket."""
         self._accepted += 1
         self.senders.note(((b"", addr),))
-        task = self._loop.create_task(self._serve(sock, addr))
+        task = self._loop.create_task(self._serve(connected, addr))
         self._open.add(task)
-        task.add_done_callback(partial(self._ended, sock))
+        task.add_done_callback(partial(self._ended, connected))
         self.changed()
 
     @property
@@ -81,16 +101,20 @@ class Connections:
         """Return when no connection is open."""
         await self._until(lambda: not self._open)
 
+    async def ended(self, number: int) -> None:
+        """Return when so many connections have ended, and are counted."""
+        await self._until(lambda: self._accepted - len(self._open) >= number)
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
 
-    async def _serve(self, sock: socket.socket, addr: Any) -> bool:
+    async def _serve(self, connected: Connected, addr: Any) -> bool:
         """Handle a connection and close it; whether the handler returned."""
-        reader = _CountingReader(self, self._loop)
+        reader = self._reader(self, self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
-        transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        transport = await connected.open(protocol)
         writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
         try:
             returned = await self._handle(reader, writer, addr)
@@ -126,8 +150,8 @@ class Connections:
         except (Exception, asyncio.CancelledError) as second:  # noqa: BLE001 - users' code, logged
             _log.error("on_error_failed", error=repr(second), addr=addr, exc_info=second)
 
-    def _ended(self, sock: socket.socket, task: asyncio.Task[bool]) -> None:
-        sock.close()  # a task that was cancelled before its first step has not made a transport of it
+    def _ended(self, connected: Connected, task: asyncio.Task[bool]) -> None:
+        connected.close()  # a task that was cancelled before its first step has not made a transport of it
         self._given_up.discard(task)
         if task in self._open:
             self._open.remove(task)
@@ -177,7 +201,23 @@ class Connections:
         )
 
 
-class _CountingReader(asyncio.StreamReader):
+class _Accepted:
+    """A connection that the kernel gave."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def open(self, protocol: asyncio.StreamReaderProtocol) -> asyncio.Transport:
+        """Make a transport of the socket."""
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, self._sock)
+        return transport
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+
+class CountingReader(asyncio.StreamReader):
     """Counts what comes in."""
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:

@@ -20,9 +20,13 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The result of ``check``; ``fix`` is a command, or how to get there, where there is something to mend."""
+    """The result of ``check``; ``fix`` is a command, or how to get there, where there is something to mend.
+
+    ``lasting`` is what makes that last beyond a restart of the machine, where it would not by itself.
+    """
 
     check: str
     level: Level
     found: str
     fix: str | None = None
+    lasting: str | None = None

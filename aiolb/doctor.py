@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aiolb import capabilities, port_check, sockets
+from aiolb import capabilities, compiled_parts, kernel_checks, listening, port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import probe
 from aiolb.bpf.abi import BPFFS
@@ -19,58 +17,11 @@ from aiolb.capabilities import Capability
 from aiolb.config import DEFAULT_BIND, MIB, ServeConfig
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import KernelError
-from aiolb.receive import choose
 
 PROC = Path("/proc")
 
-_NOT_ASKED = Finding(Support.UNKNOWN, "not asked, as bpf(2) is blocked")
-_BUILD = "install a C compiler and Python's headers, then: pip install --force-reinstall --no-binary aiolb aiolb"
 _OK, _WARNING, _PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
 
-
-@dataclass(frozen=True, slots=True)
-class Rated:
-    """A probe, how bad another answer than yes is, and in ``lost`` what is missing then.
-
-    ``bpf``: whether it calls bpf(2).
-    """
-
-    check: str
-    ask: Callable[[], Finding]
-    lost: str
-    no: Level = _WARNING
-    unknown: Level = _WARNING
-    bpf: bool = False
-
-    def diagnose(self, *, bpf: bool = True) -> Diagnosis:
-        """Ask, but not where it takes bpf(2) and ``bpf`` says that this may not be called."""
-        finding = self.ask() if bpf or not self.bpf else _NOT_ASKED
-        if finding:
-            return Diagnosis(self.check, _OK, finding.reason)
-        if finding.support is Support.UNKNOWN and self.unknown is not _PROBLEM:
-            return Diagnosis(self.check, self.unknown, finding.reason, finding.hint)
-        level = self.no if finding.support is Support.NO else self.unknown
-        return Diagnosis(self.check, level, f"{finding.reason}; {self.lost}", finding.hint)
-
-
-KERNEL = (
-    Rated(
-        "balancer",
-        probe.balancer,
-        "without it there is no failover, no takeover and no statistics",
-        no=_PROBLEM,
-        unknown=_PROBLEM,
-        bpf=True,
-    ),
-    Rated("batch updates", probe.batch_updates, "a group cannot be made without", no=_PROBLEM, bpf=True),
-    Rated("batch lookups", probe.batch_lookups, "without, statistics cost a call for each value", bpf=True),
-    Rated("ring buffer", probe.ring_buffer, "a group cannot be made without", no=_PROBLEM, bpf=True),
-    Rated("memlock", probe.memlock, "where maps count, each group takes some MiB of it", bpf=True),
-    Rated("membarrier", probe.packets_in_flight, "without, a member that leaves waits 0.2 s"),
-    Rated("UDP GRO", probe.receive_trains, "without, datagrams are received one by one"),
-    Rated("UDP GSO", probe.send_trains, "without, aiolb flood sends datagrams one by one"),
-)
-BCC = Rated("bcc", probe.bcc, "only --compile and --debug need it")
 
 USES = {
     Capability.CAP_BPF: ("loading the balancer", _PROBLEM),
@@ -81,13 +32,15 @@ USES = {
 """What each capability is for, and how bad its lack is where no other check sees the consequence."""
 
 
-def examine(addresses: Iterable[Address] = DEFAULT_BIND, *, bpffs: Path = BPFFS) -> list[Diagnosis]:
+def examine(
+    addresses: Iterable[Address] = DEFAULT_BIND, *, bpffs: Path = BPFFS, protocol: str = "udp"
+) -> list[Diagnosis]:
     """All checks, for collectors of this user on these addresses. Changes nothing and disturbs no running group.
 
-    Raises KernelError without /proc.
+    ``protocol``: ``udp`` or ``tcp``. Raises KernelError without /proc.
     """
     try:
-        return list(_examine(addresses, bpffs))
+        return list(_examine(addresses, bpffs, protocol))
     except OSError as error:
         if not str(error.filename).startswith("/proc"):
             raise
@@ -98,21 +51,24 @@ def examine(addresses: Iterable[Address] = DEFAULT_BIND, *, bpffs: Path = BPFFS)
         ) from error
 
 
-def _examine(addresses: Iterable[Address], bpffs: Path) -> Iterator[Diagnosis]:
+def _examine(addresses: Iterable[Address], bpffs: Path, protocol: str) -> Iterator[Diagnosis]:
     held, call = capabilities.effective(), probe.bpf_call()
     bpf = call.support is not Support.NO
     yield from capability_checks(held, machine=capabilities.count_for_the_machine())
     yield Diagnosis("seccomp", _PROBLEM if not bpf else _OK if call else _WARNING, call.reason, call.hint)
-    yield unprivileged_bpf()
-    for rated in KERNEL:
+    yield unprivileged_bpf(call, privileged=Capability.CAP_BPF in held)
+    for rated in (*kernel_checks.KERNEL, *kernel_checks.OF_PROTOCOL[protocol]):
         yield rated.diagnose(bpf=bpf)
     yield bpf_file_system(bpffs, may_mount=Capability.CAP_SYS_ADMIN in held)
-    yield BCC.diagnose()
-    yield receiver()
-    yield sender()
-    yield receive_buffer()
+    yield kernel_checks.BCC.diagnose()
+    if protocol == "tcp":
+        yield accept_queue()
+    else:
+        yield compiled_parts.receiver()
+        yield compiled_parts.sender()
+        yield receive_buffer()
     for address in addresses:
-        yield port_check.check(address, bpffs, bpf=bpf)
+        yield port_check.check(address, bpffs, bpf=bpf, protocol=protocol)
 
 
 def capability_checks(held: frozenset[Capability], *, machine: bool = True) -> Iterator[Diagnosis]:
@@ -130,17 +86,31 @@ def capability_checks(held: frozenset[Capability], *, machine: bool = True) -> I
 
 def _how_to_get(name: str) -> str:
     short = name.removeprefix("CAP_")
-    return f"run as root; in a unit: AmbientCapabilities={name}; docker run --cap-add {short}"
+    ways = f"in a unit: AmbientCapabilities={name}; docker run --cap-add {short}"
+    user = os.geteuid()
+    if user == 0:
+        return f"run as a root that has it; {ways}"
+    given = f"--inh-caps=+{short.lower()} --ambient-caps=+{short.lower()}"
+    return f"as root: setpriv --reuid={user} --regid={os.getegid()} --init-groups {given} aiolb serve …; {ways}"
 
 
-def unprivileged_bpf(proc: Path = PROC) -> Diagnosis:
-    """The sysctl that is blamed most often, and never matters here."""
-    name = "kernel.unprivileged_bpf_disabled"
+def unprivileged_bpf(call: Finding, *, privileged: bool, proc: Path = PROC) -> Diagnosis:
+    """The sysctl that is blamed most often, and matters on old kernels only, for who has no CAP_BPF.
+
+    ``call``: what :func:`aiolb.bpf.probe.bpf_call` found.
+    """
+    check, name = "unprivileged bpf", "kernel.unprivileged_bpf_disabled"
     try:
         value = (proc / "sys" / name.replace(".", "/")).read_text().strip()
     except OSError:
-        return Diagnosis("unprivileged bpf", _OK, f"there is no {name}; the balancer needs CAP_BPF in any case")
-    return Diagnosis("unprivileged bpf", _OK, f"{name} is {value}; the balancer needs CAP_BPF in any case")
+        return Diagnosis(check, _OK, f"there is no {name}; the balancer needs CAP_BPF in any case")
+    if privileged or value == "0" or call.support is not Support.UNKNOWN:
+        return Diagnosis(check, _OK, f"{name} is {value}; the balancer needs CAP_BPF in any case")
+    found = f"{name} is {value}, which keeps even a group that was prepared from who has no CAP_BPF (before Linux 5.19)"
+    lasting = f"as root: echo {name}=0 > /etc/sysctl.d/60-aiolb-bpf.conf"
+    if value == "1":  # it cannot be changed any more
+        return Diagnosis(check, _WARNING, found, f"{lasting}, and restart the machine")
+    return Diagnosis(check, _WARNING, found, f"as root: sysctl -w {name}=0", lasting)
 
 
 def bpf_file_system(path: Path = BPFFS, *, may_mount: bool) -> Diagnosis:
@@ -149,8 +119,9 @@ def bpf_file_system(path: Path = BPFFS, *, may_mount: bool) -> Diagnosis:
     if not finding:
         if may_mount and path.is_dir() and not probe.is_mounted(path):
             found = f"{finding.reason}; aiolb serve mounts one, for this mount namespace alone"
-            return Diagnosis("bpffs", _WARNING, found, finding.hint)
-        return Diagnosis("bpffs", _PROBLEM, f"{finding.reason}; groups are pinned there", finding.hint)
+            return Diagnosis("bpffs", _WARNING, found, finding.hint, finding.lasting)
+        found = f"{finding.reason}; groups are pinned there"
+        return Diagnosis("bpffs", _PROBLEM, found, finding.hint, finding.lasting)
     shared = probe.bpffs_of_the_machine(path)
     found = f"{finding.reason}, writable; {shared.reason}"
     if shared.support is Support.NO and _in_network_of_the_machine():
@@ -176,53 +147,36 @@ def receive_buffer(size: int = ServeConfig().rcvbuf, proc: Path = PROC) -> Diagn
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sockets.set_receive_buffer(sock, size)
         given = sockets.receive_buffer(sock)
+    path, here = proc / "sys/net/core/rmem_max", False
     try:
-        limit = int((proc / "sys/net/core/rmem_max").read_text())
+        limit = int(path.read_text())
+        here = bool(path.stat().st_mode & stat.S_IWUSR)
     except OSError:  # an older kernel shows it in the first network namespace only
         limit = None
     said = "net.core.rmem_max cannot be read here" if limit is None else f"net.core.rmem_max is {_mib(limit)}"
     if given < size:
         found = f"{_mib(given)} in place of the {_mib(size)} of --rcvbuf: {said}, the most without CAP_NET_ADMIN"
-        return Diagnosis("receive buffer", _WARNING, found, f"as root: sysctl -w net.core.rmem_max={size}")
+        return Diagnosis("receive buffer", _WARNING, found, *_sysctl("net.core.rmem_max", size, here=here))
     if limit is not None and limit < size:
         said += ", which does not matter with CAP_NET_ADMIN"
     return Diagnosis("receive buffer", _OK, f"{_mib(size)}, as --rcvbuf asks for; {said}")
 
 
+def accept_queue(backlog: int = ServeConfig().backlog) -> Diagnosis:
+    """Whether as many connections may wait to be accepted as ``backlog`` says."""
+    limit = listening.backlog_limit()
+    if limit is None or limit >= backlog:
+        return Diagnosis("accept queue", _OK, f"{backlog} connections may wait, as --backlog says")
+    found = f"{limit} connections may wait in place of the {backlog} of --backlog: net.core.somaxconn is {limit}"
+    return Diagnosis("accept queue", _WARNING, found, *_sysctl("net.core.somaxconn", backlog))
+
+
+def _sysctl(name: str, value: int, *, here: bool = True) -> tuple[str, str]:
+    """The command that sets it, and the one that keeps it set; ``here``: whether this network namespace may."""
+    who = "as root" if here else "as root on the host, not in a container"
+    file = f"/etc/sysctl.d/60-aiolb-{name.rpartition('.')[2]}.conf"
+    return f"{who}: sysctl -w {name}={value}", f"{who}: echo {name}={value} > {file}"
+
+
 def _mib(size: int) -> str:
     return f"{size / MIB:.3g} MiB"
-
-
-def receiver() -> Diagnosis:
-    """Whether what receives, runs handlers and replies is compiled."""
-    try:
-        choose.compiled()
-    except ImportError as error:
-        return _plain("receiver", error, "aiolb.receive")
-    return Diagnosis("receiver", _OK, "compiled: receiving, steps of handlers, replies")
-
-
-def sender() -> Diagnosis:
-    """Whether what sends is compiled."""
-    try:
-        importlib.import_module("aiolb.send._fast")
-    except ImportError as error:
-        return _plain("sender", error, "aiolb.send")
-    return Diagnosis("sender", _OK, "compiled")
-
-
-def _plain(check: str, error: ImportError, package: str) -> Diagnosis:
-    found = f"in plain Python, which is slower: {_why(error, package)}"
-    if os.environ.get(choose.REQUIRE_FAST) == "1":
-        return Diagnosis(check, _PROBLEM, f"{found}; {choose.REQUIRE_FAST}=1 forbids that", _BUILD)
-    return Diagnosis(check, _WARNING, found, _BUILD)
-
-
-def _why(error: ImportError, package: str) -> str:
-    if not isinstance(error, ModuleNotFoundError):
-        return str(error)
-    folder = Path(__file__).parent / package.rpartition(".")[2]
-    built = {path.name.partition(".")[2] for path in folder.glob("_fast*.so")}
-    if built and not any(f".{suffix}" in EXTENSION_SUFFIXES for suffix in built):
-        return f"built for another Python ({', '.join(sorted(built))})"
-    return f"not built ({error})"

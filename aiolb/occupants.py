@@ -28,18 +28,18 @@ class Occupant:
         return str(self.holder)
 
 
-def occupants_of(address: Address) -> list[Occupant]:
-    """The UDP sockets of this network namespace that could take datagrams for ``address``.
+def occupants_of(address: Address, protocol: str = "udp") -> list[Occupant]:
+    """The sockets of this network namespace that could take datagrams, or connections, for ``address``.
 
-    Looks at the sockets themselves, through pidfd_getfd(2): no datagram is taken, as binding to the port could.
+    Looks at the sockets themselves, through pidfd_getfd(2): nothing is taken, as binding to the port could.
     """
-    found = sockets.sockets_on(address)
+    found = sockets.sockets_on(address, protocol=protocol)
     opened = sockets.opened_in(found)
-    occupants = (_occupant(inode, uid, opened.get(inode), address) for inode, uid in found.items())
+    occupants = (_occupant(inode, uid, opened.get(inode), address, protocol) for inode, uid in found.items())
     return [occupant for occupant in occupants if occupant is not None]
 
 
-def _occupant(inode: str, uid: int, opened: tuple[int, int] | None, address: Address) -> Occupant | None:
+def _occupant(inode: str, uid: int, opened: tuple[int, int] | None, address: Address, protocol: str) -> Occupant | None:
     """None for a socket that is closed by now, or takes IPv6 alone where the address is an IPv4 one."""
     if opened is None:
         return Occupant(Holder(uid, None))
@@ -49,7 +49,7 @@ def _occupant(inode: str, uid: int, opened: tuple[int, int] | None, address: Add
         with _borrowed(pid, descriptor) as sock:
             if str(os.fstat(sock.fileno()).st_ino) != inode or _is_apart(sock, address):
                 return None
-            return Occupant(holder, sockets.address_of(sock), sockets.is_reuseport(sock), cookie(sock))
+            return Occupant(holder, sockets.address_of(sock, protocol), sockets.is_reuseport(sock), cookie(sock))
     except OSError:
         return Occupant(holder)
 

@@ -11,23 +11,24 @@ from pathlib import Path
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import GroupNotFoundError, KernelError, StartError
 from aiolb.occupants import Occupant, occupants_of
 
 
-def check(address: Address, bpffs: Path = BPFFS, *, bpf: bool = True) -> Diagnosis:
+def check(address: Address, bpffs: Path = BPFFS, *, bpf: bool = True, protocol: str = "udp") -> Diagnosis:
     """Look at who is on the port. ``bpf``: whether bpf(2) may be called, to tell members from strangers."""
-    occupants = occupants_of(address)
+    occupants = occupants_of(address, protocol)
     sharing = [occupant for occupant in occupants if _may_share(occupant)]
-    # Where there are none, binding cannot take a datagram from anybody: the kernel itself may answer.
+    # Where there are none, binding cannot take anything from anybody: the kernel itself may answer.
     if sharing:
-        return _shared(address, sharing, bpffs, bpf=bpf)
+        return _shared(GroupName(protocol, address), sharing, bpffs, bpf=bpf)
     try:
-        sockets.bind_reuseport(address).close()
+        sockets.try_bind(address, protocol)
     except KernelError as error:
-        return _refused(address, occupants, error)
+        return _refused(GroupName(protocol, address), occupants, error)
     return Diagnosis(str(address), Level.OK, "free")
 
 
@@ -35,20 +36,24 @@ def _may_share(occupant: Occupant) -> bool:
     return occupant.holder.uid == os.geteuid() and occupant.reuseport is not False
 
 
-def _refused(address: Address, occupants: Sequence[Occupant], error: KernelError) -> Diagnosis:
+def _refused(name: GroupName, occupants: Sequence[Occupant], error: KernelError) -> Diagnosis:
+    address = name.address
     if error.errno != errno.EADDRINUSE or not occupants:
         return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
     strange = [occupant for occupant in occupants if occupant.holder.uid != os.geteuid()]
     if strange:
         found = f"held by another user ({_listed(strange)}): all sockets of a group need the same one"
-        return Diagnosis(str(address), Level.PROBLEM, found, f"run aiolb as that user, {_or_stop(strange)}")
+        return Diagnosis(
+            str(address), Level.PROBLEM, found, f"run aiolb as that user, {_or_stop(strange, name.protocol)}"
+        )
     found = f"held by a socket without SO_REUSEPORT ({_listed(occupants)})"
-    return Diagnosis(str(address), Level.PROBLEM, found, f"choose another port, {_or_stop(occupants)}")
+    return Diagnosis(str(address), Level.PROBLEM, found, f"choose another port, {_or_stop(occupants, name.protocol)}")
 
 
-def _shared(address: Address, sharing: Sequence[Occupant], bpffs: Path, *, bpf: bool) -> Diagnosis:
+def _shared(name: GroupName, sharing: Sequence[Occupant], bpffs: Path, *, bpf: bool) -> Diagnosis:
+    address = name.address
     try:
-        members, group = _members(address, bpffs) if bpf else ({}, "")
+        members, group = _members(name, bpffs) if bpf else ({}, "")
     except StartError as error:
         return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
     strangers = _strangers(sharing, members)
@@ -58,9 +63,10 @@ def _shared(address: Address, sharing: Sequence[Occupant], bpffs: Path, *, bpf: 
     who = _listed(strangers)
     if any(stranger.reuseport is None for stranger in strangers):
         found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
-        return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
+        option = "" if name.protocol == "udp" else f" --protocol {name.protocol}"
+        return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}{option}")
     found = f"{before}a socket with SO_REUSEPORT is in no group ({who}): {_consequence(address, strangers)}"
-    return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers)}")
+    return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers, name.protocol)}")
 
 
 def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[Occupant]:
@@ -78,10 +84,10 @@ def _consequence(address: Address, strangers: Sequence[Occupant]) -> str:
     return "with members on the same port it gets nothing"
 
 
-def _members(address: Address, bpffs: Path) -> tuple[dict[int, int], str]:
+def _members(name: GroupName, bpffs: Path) -> tuple[dict[int, int], str]:
     """The live members' pids by their sockets' cookies, and the group in words. StartError where it cannot be told."""
     try:
-        group = Group.open(address, bpffs=bpffs)
+        group = Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
     except GroupNotFoundError:
         return {}, ""
     with closing(group):
@@ -96,6 +102,10 @@ def _listed(occupants: Iterable[Occupant]) -> str:
     return "; ".join(sorted({str(occupant) for occupant in occupants}))
 
 
-def _or_stop(occupants: Iterable[Occupant]) -> str:
+def _or_stop(occupants: Iterable[Occupant], protocol: str) -> str:
     pids = sorted({occupant.holder.pid for occupant in occupants if occupant.holder.pid is not None})
-    return f"or: kill {' '.join(map(str, pids))}" if pids else "or stop that process (ss -ulpn as root names it)"
+    return (
+        f"or: kill {' '.join(map(str, pids))}"
+        if pids
+        else f"or stop that process (ss -{protocol[0]}lpn as root names it)"
+    )

@@ -103,6 +103,18 @@ def bind_reuseport(address: Address) -> socket.socket:
     return sock
 
 
+def try_bind(address: Address, protocol: str = "udp") -> None:
+    """Bind as a collector does, and let go at once; with TCP nobody can connect meanwhile. Raises KernelError."""
+    with _socket(address, protocol) as sock:
+        try:
+            if protocol == "tcp":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(sockaddr(address))
+        except OSError as error:
+            raise _bind_error(address, error, protocol) from error
+
+
 def bind_listening(address: Address, *, backlog: int) -> socket.socket:
     """As ``bind_reuseport``, a TCP socket that listens: before it does so no balancer can select it.
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-DEADLINE = 10.0
-"""Seconds until a process that does not get ready has failed."""
+DEADLINE = 30.0
+"""Seconds until a process that does not get ready has failed; the others are busy too."""
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
 
 
@@ -33,20 +33,20 @@ class Namespaces:
     """A network and a mount namespace with an empty bpffs, and what runs in them."""
 
     def __init__(self, folder: Path, holder: subprocess.Popen[bytes]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
 
     @contextmanager
     def started(self, command: str) -> Iterator[Server]:
         """Start a command; it is killed at the end if it still runs then."""
-        number = len(list(self._folder.glob("*.out")))
-        with (self._folder / f"{number}.out").open("wb") as output:
+        number = len(list(self.folder.glob("*.out")))
+        with (self.folder / f"{number}.out").open("wb") as output:
             process = subprocess.Popen(
                 [*self._enter, *shlex.split(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
             )
         with process:
             try:
-                yield Server(process, self._folder / f"{number}.out")
+                yield Server(process, self.folder / f"{number}.out")
             finally:
                 process.kill()
 

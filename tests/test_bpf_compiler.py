@@ -85,7 +85,7 @@ def test_the_unrelated_package(bcc_in, name):
     folder = bcc_in({name: "raise SystemExit('imported')"})
     with pytest.raises(CompileError, match=rf"{folder}/bcc is an unrelated package") as caught:
         compiler.compile_balancer()
-    assert caught.value.hint.startswith("pip uninstall bcc, then apt-get install python3-bpfcc")
+    assert caught.value.hint.startswith(f"{sys.executable} -m pip uninstall bcc, then apt-get install python3-bpfcc")
 
 
 def test_the_real_one_behind_the_unrelated_one(compiled, bcc_in, monkeypatch):
@@ -151,6 +151,14 @@ def test_a_signal_while_it_compiles(bcc_in, tmp_path, number, nothing_left):  # 
         thread.join()
         signal.signal(number, before)
     assert came == [number]
+
+
+def test_a_python_that_cannot_be_started(monkeypatch, tmp_path):
+    """An interpreter that this user may not run, as in a virtual environment of root's Python, is told."""
+    (tmp_path / "python").touch(mode=0o644)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(CompileError, match=f"^{tmp_path}/python cannot be started: Permission denied"):
+        compiler.compile_balancer()
 
 
 @pytest.mark.usefixtures("compiled")

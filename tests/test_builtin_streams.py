@@ -6,32 +6,21 @@ import asyncio
 import os
 
 import pytest
-from streams import LOCAL, ask, connected
+import structlog.testing
 
-from aiolb import ServeConfig, Server
 from aiolb.base_collector import check_class
 from aiolb.builtin import PREVIEW
 from aiolb.builtin_streams import BUILTIN_STREAMS, DiscardStream, EchoStream, PrintLines
+from aiolb.testing import SOURCE, collector
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-async def served(app, *chunks, half_closed=True):
-    """Serve one connection that sends chunks: what came back, who it was, and the statistics of the server."""
-    server = Server(app, ServeConfig(protocol="tcp", bind=(LOCAL,), balancer="none", graceful_timeout=5))
-    await server.start()
-    try:
-        async with connected(server.listeners[0].address) as (reader, writer):
-            host, port = writer.get_extra_info("sockname")
-            for chunk in chunks:
-                writer.write(chunk)
-                await writer.drain()
-            if half_closed:
-                writer.write_eof()
-            answer = await reader.read()
-    finally:
-        await server.stop()
-    return answer, f"{host}:{port}", server.statistics()
+@pytest.fixture(autouse=True)
+def _logged():
+    """Keep the log out of what collectors print."""
+    with structlog.testing.capture_logs():
+        yield
 
 
 def test_names():
@@ -46,29 +35,52 @@ def test_echo(run):
     sent = os.urandom(1 << 20)
 
     async def main():
-        server = Server(EchoStream(), ServeConfig(protocol="tcp", bind=(LOCAL,), balancer="none"))
-        await server.start()
-        async with connected(server.listeners[0].address) as (reader, writer):
-            assert await ask(reader, writer, "hello") == "hello"
-            writer.write(sent)
-            writer.write_eof()
-            assert await reader.read() == sent
-        await server.stop()
-        return server.statistics()
+        async with collector(EchoStream) as member:
+            connection = member.connect()
+            await connection.feed(b"hello\n")
+            assert connection.written == b"hello\n"
+            assert await connection.end(sent) == b"hello\n" + sent
+        return member.statistics()
 
     statistics = run(main())
     assert (statistics.closed, statistics.received_bytes) == (1, len(sent) + len("hello\n"))
 
 
+async def fed(app, *pieces):
+    """Let one connection bring pieces: what came back, who it was, and what was counted."""
+    async with collector(app) as member:
+        connection = member.connect(SOURCE)
+        for piece in pieces:
+            await connection.feed(piece)
+        answer = await connection.end()
+    return answer, "192.0.2.1:40000", member.statistics()
+
+
 def test_discard(run):
     """Nothing comes back, and all of it is counted."""
-    answer, _, statistics = run(served(DiscardStream(), b"x" * 100_000, b"y" * 50_000))
+    answer, _, statistics = run(fed(DiscardStream, b"x" * 100_000, b"y" * 50_000))
     assert (answer, statistics.closed, statistics.received_bytes) == (b"", 1, 150_000)
+
+
+@pytest.mark.parametrize("app", [EchoStream, DiscardStream, PrintLines])
+def test_a_connection_that_breaks(run, app):
+    """It ends well for all of them: nobody is to read of it."""
+
+    async def main():
+        async with collector(app) as member:
+            connection = member.connect()
+            await connection.feed(b"part")
+            connection.reset()
+            await member.drained()
+        return member.statistics()
+
+    statistics = run(main())
+    assert (statistics.closed, statistics.errors) == (1, 0)
 
 
 def test_print(run, capsys):
     """One line for each line: source, size with its end, preview; the last one may lack its end."""
-    answer, source, statistics = run(served(PrintLines(), b"hello\nwor", b"ld\r\n\n\x1b[31m red\nno end"))
+    answer, source, statistics = run(fed(PrintLines, b"hello\nwor", b"ld\r\n\n\x1b[31m red\nno end"))
     assert answer == b""
     assert statistics.closed == 1
     assert capsys.readouterr().out.splitlines() == [
@@ -82,7 +94,7 @@ def test_print(run, capsys):
 
 def test_print_of_a_line_without_end(run, capsys):
     """A line that is longer than the reader holds is shown in pieces, and nothing is lost."""
-    _, _, statistics = run(served(PrintLines(), b"x" * 300_000, b"\nnext\n"))
+    _, _, statistics = run(fed(PrintLines, b"x" * 300_000, b"\nnext\n"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("5 bytes  next")
     assert {line.split()[-1] for line in lines[:-2]} == {"x" * PREVIEW + "…"}
@@ -98,5 +110,5 @@ def test_print_into_a_closed_pipe(monkeypatch):
     monkeypatch.setattr(app, "stop", lambda: stopped.append(True))
     with open(writer, "w", encoding="utf-8") as stdout:  # noqa: PTH123 - a descriptor
         monkeypatch.setattr("sys.stdout", stdout)
-        asyncio.run(served(app, b"x\n"))
+        asyncio.run(fed(app, b"x\n"))
     assert stopped == [True]

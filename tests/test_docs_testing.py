@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiolb import testing
-from aiolb.testing import FakeMember, RunningGroup
+from aiolb.testing import FakeConnection, FakeMember, FakeStreamMember, RunningGroup, RunningStreamGroup
 
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "testing.md").read_text()
 FILES = dict(re.findall(r'^```python title="(\S+)"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL))
@@ -34,7 +34,7 @@ def run(folder: Path, *settings: str, files: Sequence[str] = ()) -> str:
 
 def test_every_block_is_a_file() -> None:
     """No example is left out."""
-    assert len(re.findall(r"^```\S", PAGE, re.MULTILINE)) == len(FILES) == 5
+    assert len(re.findall(r"^```\S", PAGE, re.MULTILINE)) == len(FILES) == 7
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
@@ -54,14 +54,24 @@ def test_importing_the_tools_needs_no_pytest() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("name", "cls"), [("member", FakeMember), ("running", RunningGroup)])
-def test_the_tables_name_what_there_is(name: str, cls: type) -> None:
-    """Each attribute in a table exists, and each public one of the class is in a table."""
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("member", (FakeMember, FakeStreamMember)),
+        ("connection", (FakeConnection,)),
+        ("running", (RunningGroup, RunningStreamGroup)),
+    ],
+)
+def test_the_tables_name_what_there_is(name: str, classes: tuple[type, ...]) -> None:
+    """Each attribute in a table exists, and each public one of the classes is in a table."""
     rows = [line for line in PAGE.splitlines() if line.startswith("|")]
     named = {attribute for row in rows for attribute in re.findall(rf"\b{name}\.(\w+)", row)}
-    attributes = set(re.findall(r"^        self\.([a-z]\w*)\b", inspect.getsource(cls), re.MULTILINE))
-    public = {attribute for attribute in vars(cls) if not attribute.startswith("_")} | attributes
-    assert named == public - {"errors", "start", "close"}
+    public = set()
+    for cls in {base for one in classes for base in one.__mro__ if base.__module__.startswith("aiolb.testing")}:
+        public |= set(re.findall(r"^        self\.([a-z]\w*)\b.* = ", inspect.getsource(cls), re.MULTILINE))
+        public |= {attribute for attribute in vars(cls) if not attribute.startswith("_")}
+    internal = {"errors", "start", "hang_up"} | ({"close"} if name == "running" else set())
+    assert named == public - internal
 
 
 def arguments(function: Callable[..., object]) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aiolb import doctor, sockets
+from aiolb import compiled_parts, doctor, kernel_checks, sockets
 from aiolb.address import Address
 from aiolb.bpf import probe
 from aiolb.bpf.probe import Finding, Support
@@ -22,8 +22,8 @@ from aiolb.capabilities import Capability
 from aiolb.cli.main import main
 from aiolb.config import ServeConfig
 from aiolb.diagnosis import Diagnosis, Level
-from aiolb.doctor import Rated
 from aiolb.errors import KernelError
+from aiolb.kernel_checks import Rated
 from aiolb.receive import choose
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -73,17 +73,101 @@ def test_capabilities(held, machine, levels):
     assert [one.fix is None for one in found] == [level == "ok" for level in levels]
     missing = next((one for one in found if one.level is Level.PROBLEM), None)
     if missing and machine:
-        assert missing.fix == "run as root; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF"
+        assert missing.fix.endswith("; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF")
 
 
-def test_unprivileged_bpf(tmp_path):
-    """The sysctl is told, and that it does not matter; so is its absence."""
-    name = "kernel.unprivileged_bpf_disabled"
-    assert doctor.unprivileged_bpf(tmp_path).found == f"there is no {name}; the balancer needs CAP_BPF in any case"
-    (tmp_path / "sys/kernel").mkdir(parents=True)
-    (tmp_path / "sys/kernel/unprivileged_bpf_disabled").write_text("2\n")
-    found = doctor.unprivileged_bpf(tmp_path)
-    assert (found.level, found.found) == (Level.OK, f"{name} is 2; the balancer needs CAP_BPF in any case")
+@pytest.fixture
+def unprivileged_bpf(tmp_path):
+    """What is said of the sysctl: ``unprivileged_bpf("2", privileged=False, support=Support.UNKNOWN)``."""
+
+    def ask(value, *, privileged, support):
+        (tmp_path / "sys/kernel").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/kernel/unprivileged_bpf_disabled").write_text(f"{value}\n")
+        return doctor.unprivileged_bpf(Finding(support, "so"), privileged=privileged, proc=tmp_path)
+
+    return ask
+
+
+def test_no_sysctl_of_unprivileged_bpf(tmp_path):
+    """Its absence is told."""
+    found = doctor.unprivileged_bpf(YES, privileged=True, proc=tmp_path).found
+    assert found == "there is no kernel.unprivileged_bpf_disabled; the balancer needs CAP_BPF in any case"
+
+
+@pytest.mark.parametrize(
+    ("value", "privileged", "support"),
+    [
+        ("2", True, Support.YES),
+        ("1", False, Support.YES),  # a kernel that keeps loading from this user, and nothing else
+        ("0", False, Support.UNKNOWN),
+        ("2", False, Support.NO),  # a filter is told in its own check
+    ],
+)
+def test_unprivileged_bpf(unprivileged_bpf, value, privileged, support):
+    """The sysctl is told, and that it does not matter where it does not."""
+    found = unprivileged_bpf(value, privileged=privileged, support=support)
+    said = f"kernel.unprivileged_bpf_disabled is {value}; the balancer needs CAP_BPF in any case"
+    assert found == Diagnosis("unprivileged bpf", Level.OK, said)
+
+
+def test_unprivileged_bpf_of_an_old_kernel(unprivileged_bpf):
+    """Where it keeps prepared groups from who has no CAP_BPF, the command says how to change it, if it can be."""
+    found = unprivileged_bpf("2", privileged=False, support=Support.UNKNOWN)
+    assert (found.level, found.fix) == (Level.WARNING, "as root: sysctl -w kernel.unprivileged_bpf_disabled=0")
+    assert found.lasting.endswith("echo kernel.unprivileged_bpf_disabled=0 > /etc/sysctl.d/60-aiolb-bpf.conf")
+    fixed = unprivileged_bpf("1", privileged=False, support=Support.UNKNOWN)
+    assert (fixed.lasting, fixed.fix) == (None, f"{found.lasting}, and restart the machine")
+
+
+def test_how_to_get_a_capability(monkeypatch):
+    """Who is not root gets a command that keeps the user."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.getegid", lambda: 100)
+    found = next(doctor.capability_checks(frozenset()))
+    assert found.fix.startswith(
+        "as root: setpriv --reuid=1000 --regid=100 --init-groups --inh-caps=+bpf --ambient-caps=+bpf aiolb serve …; "
+    )
+
+
+@pytest.mark.parametrize(("limit", "level"), [(4096, Level.OK), (None, Level.OK), (128, Level.WARNING)])
+def test_the_accept_queue(monkeypatch, limit, level):
+    """A queue of connections that the kernel shortens is a warning, with the command that raises the sysctl."""
+    monkeypatch.setattr("aiolb.listening.backlog_limit", lambda: limit)
+    found = doctor.accept_queue()
+    assert found.level is level
+    if level is Level.WARNING:
+        assert found.found.startswith("128 connections may wait in place of the 4096 of --backlog")
+        assert found.fix == "as root: sysctl -w net.core.somaxconn=4096"
+        assert found.lasting == "as root: echo net.core.somaxconn=4096 > /etc/sysctl.d/60-aiolb-somaxconn.conf"
+
+
+@pytest.mark.parametrize(
+    ("number", "support"), [(22, Support.NO), (524, Support.NO), (1, Support.UNKNOWN), (None, Support.YES)]
+)
+def test_migration(monkeypatch, number, support):
+    """Whether connections can be moved is yes, no (an older kernel refuses the kind of program) or unknown."""
+    asked = []
+
+    class Nothing:
+        def by_placeholder(self):
+            return {}
+
+        def close(self):
+            pass
+
+    def load(*_, attach_type, **__):
+        asked.append(attach_type)
+        if number is not None:
+            raise OSError(number, "no", "BPF_PROG_LOAD")
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(probe.Maps, "create", lambda _: Nothing())
+    monkeypatch.setattr(probe.program, "relocate", lambda instructions, _: instructions)
+    monkeypatch.setattr(probe.program.syscall, "prog_load", load)
+    monkeypatch.setattr(probe.program.syscall, "prog_verify", lambda *_, **__: "")
+    found = probe.migration()
+    assert (found.support, asked) == (support, [40])
+    assert (found.hint == "use Linux 5.14 or newer") == (number == 22)
 
 
 @pytest.fixture
@@ -116,6 +200,7 @@ def test_a_small_receive_buffer(rmem_max, given):
         Level.WARNING,
         "0.203 MiB in place of the 20 MiB of --rcvbuf: net.core.rmem_max is 0.203 MiB, the most without CAP_NET_ADMIN",
         "as root: sysctl -w net.core.rmem_max=20971520",
+        "as root: echo net.core.rmem_max=20971520 > /etc/sysctl.d/60-aiolb-rmem_max.conf",
     )
 
 
@@ -131,6 +216,15 @@ def test_a_whole_receive_buffer(rmem_max, given, limit, found):
     given(ServeConfig().rcvbuf)
     diagnosis = doctor.receive_buffer(proc=rmem_max(limit))
     assert (diagnosis.level, diagnosis.found) == (Level.OK, f"20 MiB, as --rcvbuf asks for; {found}")
+
+
+def test_a_limit_that_is_set_elsewhere(rmem_max, given):
+    """In a network namespace of its own, where the sysctl cannot be set, the command is for the host."""
+    given(212_992)
+    proc = rmem_max(212_992)
+    (proc / "sys/net/core/rmem_max").chmod(0o444)
+    found = doctor.receive_buffer(proc=proc)
+    assert found.fix == "as root on the host, not in a container: sysctl -w net.core.rmem_max=20971520"
 
 
 def test_a_limit_that_is_not_shown(tmp_path, given):
@@ -156,12 +250,17 @@ def not_compiled(monkeypatch):
 
 
 @pytest.mark.usefixtures("not_compiled")
-@pytest.mark.parametrize("check", [doctor.receiver, doctor.sender])
+@pytest.mark.parametrize("check", [compiled_parts.receiver, compiled_parts.sender])
 def test_plain_parts(check, monkeypatch):
     """Parts in plain Python are a warning with the reason, and a problem where the compiled ones are required."""
     found = check()
     assert (found.level, found.found.partition(": ")[0]) == (Level.WARNING, "in plain Python, which is slower")
-    assert found.fix.endswith("pip install --force-reinstall --no-binary aiolb aiolb")
+    checkout = Path(compiled_parts.__file__).parent.parent
+    source = f"--editable {checkout}" if (checkout / "pyproject.toml").exists() else "--no-binary aiolb aiolb"
+    assert found.fix == (
+        "as root: apt-get install gcc libc6-dev python3-dev, then: "
+        f"{sys.executable} -m pip install --force-reinstall --no-deps {source}"
+    )
     monkeypatch.setenv(choose.REQUIRE_FAST, "1")
     required = check()
     assert (required.level, required.found) == (Level.PROBLEM, f"{found.found}; AIOLB_REQUIRE_FAST=1 forbids that")
@@ -171,12 +270,12 @@ def test_plain_parts(check, monkeypatch):
 def test_parts_for_another_python(monkeypatch, tmp_path):
     """Parts that another version of Python compiled are told from those that nobody did."""
     (tmp_path / "receive").mkdir()
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
-    assert ": not built (" in doctor.receiver().found
+    monkeypatch.setattr(compiled_parts, "_PACKAGE", tmp_path)
+    assert ": not built (" in compiled_parts.receiver().found
     (tmp_path / "receive/_fast.cpython-39-x86_64-linux-gnu.so").touch()
-    assert doctor.receiver().found.endswith(": built for another Python (cpython-39-x86_64-linux-gnu.so)")
+    assert compiled_parts.receiver().found.endswith(": built for another Python (cpython-39-x86_64-linux-gnu.so)")
     (tmp_path / f"receive/_fast{EXTENSION_SUFFIXES[0]}").touch()
-    assert ": not built (" in doctor.receiver().found
+    assert ": not built (" in compiled_parts.receiver().found
 
 
 def test_parts_that_cannot_be_loaded(monkeypatch):
@@ -187,12 +286,15 @@ def test_parts_that_cannot_be_loaded(monkeypatch):
 
     monkeypatch.delenv(choose.REQUIRE_FAST, raising=False)
     monkeypatch.setattr(choose, "compiled", fail)
-    assert doctor.receiver().found == "in plain Python, which is slower: undefined symbol: recvmmsg"
+    assert compiled_parts.receiver().found == "in plain Python, which is slower: undefined symbol: recvmmsg"
 
 
 def test_compiled_parts():
     """What is said of the compiled parts is true of this machine."""
-    for check, module in ((doctor.receiver(), "aiolb.receive._fast_step"), (doctor.sender(), "aiolb.send._fast")):
+    for check, module in (
+        (compiled_parts.receiver(), "aiolb.receive._fast_step"),
+        (compiled_parts.sender(), "aiolb.send._fast"),
+    ):
         assert (check.level is Level.OK) is (importlib.util.find_spec(module) is not None), check.found
 
 
@@ -234,7 +336,7 @@ def free():
 @pytest.fixture(autouse=True)
 def _no_compiler(monkeypatch):
     """The tests of bcc are elsewhere: it takes half a second."""
-    monkeypatch.setattr(doctor, "BCC", Rated("bcc", lambda: YES, "a pity"))
+    monkeypatch.setattr(kernel_checks, "BCC", Rated("bcc", lambda: YES, "a pity"))
 
 
 def run(*arguments, **environment):
@@ -256,7 +358,7 @@ def test_json(free, taken):
     assert done.exit_code == 1
     said = json.loads(done.stdout)
     checks = {one["check"]: one for one in said["checks"]}
-    assert checks[str(free)] == {"check": str(free), "level": "ok", "found": "free", "fix": None}
+    assert checks[str(free)] == {"check": str(free), "level": "ok", "found": "free", "fix": None, "lasting": None}
     assert checks[str(taken)]["level"] == "problem"
     assert checks[str(taken)]["fix"] == f"choose another port, or: kill {os.getpid()}"
     levels = [one["level"] for one in said["checks"]]
@@ -268,9 +370,16 @@ def test_json(free, taken):
     }
 
 
-def some(level, check="x", fix=None):
+def test_checks_of_connections(free):
+    """With --protocol tcp what is for datagrams alone is left out, and what is for connections is there."""
+    names = {one["check"] for one in json.loads(run(free, "--protocol", "tcp", "--json").stdout)["checks"]}
+    assert {"migration", "accept queue", str(free)} < names
+    assert not names & {"UDP GRO", "UDP GSO", "receiver", "sender", "receive buffer"}
+
+
+def some(level, check="x", fix=None, lasting=None):
     """A diagnosis."""
-    return Diagnosis(check, level, f"found that it is {level.value}, " * 6, fix)
+    return Diagnosis(check, level, f"found that it is {level.value}, " * 6, fix, lasting)
 
 
 @pytest.mark.parametrize(
@@ -291,13 +400,14 @@ def test_status_and_summary(monkeypatch, levels, status, summary):
 
 def test_in_a_pipe(monkeypatch):
     """In a pipe every check is one line, however long, and its fix another one; there is no colour."""
-    found = [some(Level.PROBLEM, fix="sysctl -w " + "x" * 100), some(Level.OK, "longer name")]
+    found = [some(Level.PROBLEM, fix="sysctl -w " + "x" * 100, lasting="echo x"), some(Level.OK, "longer name")]
     monkeypatch.setattr(doctor, "examine", lambda *_, **__: found)
     lines = run().stdout.splitlines()
     assert lines[0] == f"problem  x            {found[0].found}"
     assert lines[1] == f"         fix: {found[0].fix}"
-    assert lines[2] == f"ok       longer name  {found[1].found}"
-    assert len(lines) == 4
+    assert lines[2] == "         for good: echo x"
+    assert lines[3] == f"ok       longer name  {found[1].found}"
+    assert len(lines) == 5
 
 
 def test_in_a_terminal(monkeypatch):
@@ -315,12 +425,12 @@ def test_in_a_terminal(monkeypatch):
 def test_the_default_address(monkeypatch):
     """Without an address it is the one that `aiolb serve` has; with --bpffs, that file system."""
     asked = []
-    monkeypatch.setattr(doctor, "examine", lambda addresses, bpffs: asked.append((addresses, bpffs)) or [])
+    monkeypatch.setattr(doctor, "examine", lambda *asks, **how: asked.append((*asks, how)) or [])
     assert run("--json").exit_code == 0
-    assert run("127.0.0.1:9", "[::1]:10", "--bpffs", "/x", "--json").exit_code == 0
+    assert run("127.0.0.1:9", "[::1]:10", "--bpffs", "/x", "--protocol", "tcp", "--json").exit_code == 0
     assert asked == [
-        ((Address("0.0.0.0", 10001),), Path("/sys/fs/bpf")),
-        ((Address("127.0.0.1", 9), Address("::1", 10)), Path("/x")),
+        ((Address("0.0.0.0", 10001),), {"bpffs": Path("/sys/fs/bpf"), "protocol": "udp"}),
+        ((Address("127.0.0.1", 9), Address("::1", 10)), {"bpffs": Path("/x"), "protocol": "tcp"}),
     ]
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,28 @@ def test_every_public_name_is_in_the_reference() -> None:
     """docs/reference/python.md has each name that `import aiolb` gives."""
     text = (ROOT / "docs/reference/python.md").read_text()
     assert [name for name in aiolb.__all__ if f"::: aiolb.{name}\n" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [("mandoc -T lint -W warning", "mandoc"), ("groff -man -ww -z", "groff-base")],
+    ids=["mandoc", "groff"],
+)
+def test_the_manual_is_read_without_a_warning(command: str, package: str, needs: Callable[[str, str], str]) -> None:
+    """Both programs that show pages of the manual take all of them as they are."""
+    program, *options = command.split()
+    pages = sorted(map(str, (ROOT / "man").iterdir()))
+    done = subprocess.run([needs(program, package), *options, *pages], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_manual_refers_to_its_pages() -> None:
+    """Each page that another one names is there."""
+    pages = {path.name: path.read_text() for path in (ROOT / "man").iterdir()}
+    named = {
+        f"{name}.1" for page in pages.values() for name in re.findall(r"(aiolb[\w-]*)\(1\)", page.replace("\\-", "-"))
+    }
+    assert named == {name for name in pages if name != "aiolb.1"}
 
 
 def test_every_command_is_in_the_reference() -> None:

@@ -262,11 +262,11 @@ def test_names_of_the_users_own(base):
     check_protocol(Mine, base.protocol)
 
 
-async def test_the_tools_for_tests_are_for_datagrams():
-    """A collector of connections is refused there with the same words."""
+async def test_the_tools_for_tests_know_what_is_handled():
+    """A collector of connections is refused there where the settings say datagrams."""
     for tool in (testing.collector, testing.group):
         with pytest.raises(ConfigurationError, match="Upper handles connections, and the protocol is udp"):
-            async with tool(Upper):
+            async with tool(Upper, protocol="udp"):
                 pass
 
 

@@ -126,6 +126,16 @@ async def test_it() -> None:
         await group.send(b"x", b"y", source="127.0.0.2")
         assert_type(group.collectors, list[Count])
         assert_type(await group.reply("127.0.0.2"), bytes)
+    async with testing.collector(Lines) as lines:
+        assert_type(await lines.feed(b"x\n"), bytes)
+        assert_type(lines.collector, Lines)
+        assert_type(lines.connect().written, bytes)
+        assert_type(lines.statistics(), StreamStatistics)
+    async with testing.group(Lines, members=2) as streams:
+        assert_type(await streams.send(b"x\n", source="127.0.0.2"), bytes)
+        assert_type(streams.collectors, list[Lines])
+        async with streams.connect() as (reader, writer):
+            assert_type((reader, writer), tuple[asyncio.StreamReader, asyncio.StreamWriter])
 
 
 def catch_it() -> str | None:

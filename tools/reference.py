@@ -16,6 +16,8 @@ from aiolb.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGE, MANUAL = "docs/reference/cli.md", "man"
+DATE = "2026-11-23"
+"""What the manual's pages are dated: of the last change that concerns all of them."""
 INTRODUCTION = """# Command line
 
 Written by `make reference` from what `aiolb COMMAND --help` says. Exit status: 0, 1 when something failed, 2 for wrong
@@ -83,10 +85,19 @@ def manual(context: click.Context) -> str:
         for command in below.values():
             command.short_help = first_sentence(command)
         context.command.commands = below
-    page = generate_man_page(context, version="aiolb", date="aiolb")
-    return re.sub(
-        r'^\.TH "(.*?)".*', lambda title: f'.TH "{title[1].replace(" ", "-")}" "1" "" "aiolb" "aiolb manual"', page
+    return _as_roff(generate_man_page(context, version="aiolb", date="aiolb"))
+
+
+def _as_roff(page: str) -> str:
+    """A page that groff and mandoc take without a warning; its names are those of the files."""
+    page = re.sub(
+        r'^\.TH "(.*?)".*',
+        lambda title: f'.TH "{title[1].replace(" ", "-")}" "1" "{DATE}" "aiolb" "aiolb manual"',
+        page,
     )
+    page = re.sub(r"\\fB(aiolb [^(\n]*)\(1\)", lambda name: f"\\fB{name[1].replace(' ', '-')}(1)", page)
+    page = re.sub(r"^(\.SH .*)\n\.PP$", r"\1", page, flags=re.MULTILINE)
+    return re.sub(r"[^\0-\x7f]", lambda character: f"\\[u{ord(character[0]):04X}]", page)
 
 
 def files() -> dict[str, str]:

@@ -93,15 +93,18 @@ def _ask_bcc(request: dict[str, object], came: Sequence[signal.Signals]) -> tupl
     """Bcc's answer, and what it and clang wrote to standard error."""
     # bcc takes this for a kernel's source tree; include/ holds the few headers that it asks for.
     environment = {**os.environ, "BCC_KERNEL_SOURCE": str(FOLDER)}
-    child = subprocess.Popen(  # noqa: S603 - our own script
-        [sys.executable, "-I", str(Path(__file__).with_name("bcc_child.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        process_group=0,  # Ctrl-C is for us, who end it: it would say of it what nobody wants to read
-    )
+    try:
+        child = subprocess.Popen(  # noqa: S603 - our own script
+            [sys.executable, "-I", str(Path(__file__).with_name("bcc_child.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            process_group=0,  # Ctrl-C is for us, who end it: it would say of it what nobody wants to read
+        )
+    except OSError as error:  # say, a virtual environment of another user's Python
+        raise CompileError(f"{sys.executable} cannot be started: {error.strerror}") from error
     try:
         out, errors = _communicate(child, json.dumps(request), came)
     except BaseException:
@@ -123,7 +126,7 @@ def _error(kind: str, detail: str, output: str, source: str | JoinedSource) -> C
     if kind == "unrelated":
         return CompileError(
             f"{detail} is an unrelated package that has the name bcc on PyPI, not the BPF Compiler Collection",
-            hint=f"pip uninstall bcc, then {_INSTALL}",
+            hint=f"{sys.executable} -m pip uninstall bcc, then {_INSTALL}",
         )
     if kind == "broken":
         return CompileError(f"bcc cannot be imported: {detail}", hint=_INSTALL)

@@ -19,12 +19,14 @@ from aiolb import capabilities, sockets
 from aiolb.bpf import compiler, pins, program, spec, syscall
 from aiolb.bpf.abi import BPFFS, MAP_TYPE_ARRAY, MAP_TYPE_PERCPU_ARRAY, MAP_TYPE_RINGBUF
 from aiolb.bpf.maps import Maps, possible_cpus
+from aiolb.bpf.program import VerifierError
 from aiolb.capabilities import Capability
-from aiolb.errors import CompileError, KernelError, PrivilegeError
+from aiolb.errors import CompileError, KernelError, PrivilegeError, UnsupportedError
 from aiolb.send import gso
 
 _NOT_SUPPORTED = 524  # ENOTSUPP, a number of the kernel's own (include/linux/errno.h)
 _SECCOMP_FILTERED = 2
+_NO_BPF = "not known without CAP_BPF"
 _ASK = "import runpy, sys; sys.stdout.write(str(runpy.run_path(sys.argv[1])['bpf_errno']()))"
 
 
@@ -38,11 +40,15 @@ class Support(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A probe's answer: ``reason`` says what was found, ``hint`` what to do where it is not YES."""
+    """A probe's answer: ``reason`` says what was found, ``hint`` what to do where it is not YES.
+
+    ``lasting``: what keeps what was done beyond a restart of the machine.
+    """
 
     support: Support
     reason: str
     hint: str | None = None
+    lasting: str | None = None
 
     def __bool__(self) -> bool:
         return self.support is Support.YES
@@ -61,6 +67,27 @@ def balancer() -> Finding:
     finally:
         maps.close()
     return Finding(Support.YES, "the kernel takes the balancer")
+
+
+def migration() -> Finding:
+    """Whether the balancer may move waiting TCP connections of a closed socket (SELECT_OR_MIGRATE, Linux 5.14)."""
+    try:
+        maps = Maps.create("tcp")
+    except OSError as error:
+        return _not_without_bpf(program.privilege_error(error) or error)
+    try:
+        os.close(program.load(spec.shipped(spec.MIGRATING), maps.by_placeholder()))
+    except (UnsupportedError, VerifierError):
+        return Finding(Support.NO, "this kernel's programs do not move waiting connections", "use Linux 5.14 or newer")
+    except KernelError as error:
+        return _not_without_bpf(error)
+    finally:
+        maps.close()
+    return Finding(Support.YES, "waiting connections are moved when a socket is closed (SELECT_OR_MIGRATE)")
+
+
+def _not_without_bpf(error: Exception) -> Finding:
+    return Finding(Support.UNKNOWN, _NO_BPF) if isinstance(error, PrivilegeError) else _finding(error)
 
 
 def bpf_call() -> Finding:
@@ -150,7 +177,7 @@ def _map_probe(yes: str, ask: Callable[[], None]) -> Finding:
         ask()
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            return Finding(Support.UNKNOWN, "not known without CAP_BPF")
+            return Finding(Support.UNKNOWN, _NO_BPF)
         why = "not supported" if error.errno == _NOT_SUPPORTED else error.strerror
         return Finding(Support.NO, f"{error.filename}: {why}")
     return Finding(Support.YES, yes)
@@ -165,7 +192,7 @@ def memlock() -> Finding:
     try:
         _ask_map(MAP_TYPE_ARRAY)
     except OSError:
-        return Finding(Support.UNKNOWN, "not known without CAP_BPF")
+        return Finding(Support.UNKNOWN, _NO_BPF)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     try:
         _ask_map(MAP_TYPE_ARRAY)
@@ -200,16 +227,25 @@ def bpffs(path: Path = BPFFS) -> Finding:
     try:
         mounted = pins.is_bpffs(path)
     except FileNotFoundError:
-        return Finding(Support.NO, f"there is no {path}", f"as root: mkdir -p {path} && mount -t bpf bpf {path}")
+        hint = f"as root: mkdir -p {path} && mount -t bpf bpf {path}"
+        return Finding(Support.NO, f"there is no {path}", hint, _at_boot(path))
     except OSError as error:
         return Finding(Support.UNKNOWN, f"{error.filename} cannot be read: {error.strerror}")
     if not mounted:
-        return Finding(Support.NO, f"no BPF file system at {path}", f"as root: mount -t bpf bpf {path}")
+        hint = f"as root: mount -t bpf bpf {path}"
+        return Finding(Support.NO, f"no BPF file system at {path}", hint, _at_boot(path))
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         return Finding(Support.NO, f"{path} is mounted read-only", f"as root: mount -o remount,rw {path}")
     if not os.access(path, os.W_OK | os.X_OK):
         return Finding(Support.NO, f"this user may not write to {path}", "run as root")
     return Finding(Support.YES, f"mounted at {path}")
+
+
+def _at_boot(path: Path) -> str | None:
+    """What mounts it when the machine starts; None where systemd does so by itself (sd_booted(3))."""
+    if path == BPFFS and Path("/run/systemd/system").is_dir():
+        return None
+    return f"as root: echo 'bpf {path} bpf rw,nosuid,nodev,noexec,mode=700 0 0' >> /etc/fstab"
 
 
 def is_mounted(path: Path = BPFFS) -> bool:

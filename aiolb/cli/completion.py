@@ -8,6 +8,8 @@ from click.shell_completion import get_completion_class
 from aiolb.errors import AiolbError
 
 SHELLS = ("bash", "zsh", "fish")
+# click's script for zsh completes when zsh loads it as the function _aiolb, but not when that is called the next time.
+_LOADED_NOW, _CALLED = "$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _aiolb"
 
 
 @click.command(short_help="Print the script that completes commands and options.")
@@ -22,4 +24,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:  # click knows these three
         raise AiolbError(f"this version of click completes nothing in {shell}", hint="pip install --upgrade click")
-    click.echo(kind(ctx.find_root().command, {}, "aiolb", "_AIOLB_COMPLETE").source())
+    script = kind(ctx.find_root().command, {}, "aiolb", "_AIOLB_COMPLETE").source()
+    click.echo(script.replace(_LOADED_NOW, _CALLED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 
 from aiolb.cli.groups import bpffs_option
 from aiolb.cli.texts import plain_console
+from aiolb.config import PROTOCOLS
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -20,10 +22,17 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 @click.command(short_help="Say what could keep a collector from working well here.")
 @click.argument("addresses", nargs=-1, metavar="[HOST:PORT]...")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="udp",
+    show_default=True,
+    help="What the collector takes: datagrams, or connections.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @bpffs_option
 @click.pass_context
-def doctor(ctx: click.Context, addresses: tuple[str, ...], as_json: bool, bpffs: Path) -> None:
+def doctor(ctx: click.Context, addresses: tuple[str, ...], protocol: str, as_json: bool, bpffs: Path) -> None:
     """Say what could keep a collector from working well here, and what mends it.
 
     Looks at the kernel, at what this user may do, and at who is on HOST:PORT (0.0.0.0:10001 if none is given). Run it
@@ -36,7 +45,7 @@ def doctor(ctx: click.Context, addresses: tuple[str, ...], as_json: bool, bpffs:
     from aiolb.config import DEFAULT_BIND
     from aiolb.doctor import examine
 
-    found = examine(sockets.resolve_all(addresses) or DEFAULT_BIND, bpffs=bpffs)
+    found = examine(sockets.resolve_all(addresses) or DEFAULT_BIND, bpffs=bpffs, protocol=protocol)
     levels = Counter(diagnosis.level.value for diagnosis in found)
     if as_json:
         click.echo(json.dumps(_as_json(found, levels)))
@@ -50,7 +59,7 @@ def _as_json(found: list[Diagnosis], levels: Counter[str]) -> dict[str, object]:
     return {
         "problems": levels["problem"],
         "warnings": levels["warning"],
-        "checks": [{"check": one.check, "level": one.level.value, "found": one.found, "fix": one.fix} for one in found],
+        "checks": [{**asdict(one), "level": one.level.value} for one in found],
     }
 
 
@@ -64,18 +73,24 @@ def _show(found: list[Diagnosis], levels: Counter[str]) -> None:
         level = one.level.value
         if not console.is_terminal:  # nobody counts the columns of a pipe, and a line is a line
             click.echo(f"{level:7}  {one.check:{width}}  {one.found}")
-            if one.fix:
-                click.echo(f"{'':7}  fix: {one.fix}")
+            for line in _fixes(one):
+                click.echo(f"{'':7}  {line}")
             continue
-        line = Table.grid(Column(width=7), Column(width=width), Column(), padding=(0, 2, 0, 0))
-        line.add_row(Text(level, style=_STYLES[level]), Text(one.check), Text(one.found))
-        console.print(line)
-        if one.fix:
-            # Further to the left than what was found, so that a command stays in one line.
-            fix = Table.grid(Column(width=7), Column(), padding=(0, 2, 0, 0))
-            fix.add_row("", Text(f"fix: {one.fix}"))
-            console.print(fix)
+        row = Table.grid(Column(width=7), Column(width=width), Column(), padding=(0, 2, 0, 0))
+        row.add_row(Text(level, style=_STYLES[level]), Text(one.check), Text(one.found))
+        console.print(row)
+        # Further to the left than what was found, so that a command stays in one line.
+        fixes = Table.grid(Column(width=7), Column(), padding=(0, 2, 0, 0))
+        for line in _fixes(one):
+            fixes.add_row("", Text(line))
+        if fixes.rows:
+            console.print(fixes)
     console.print(_summary(levels))
+
+
+def _fixes(diagnosis: Diagnosis) -> list[str]:
+    fixes = {"fix": diagnosis.fix, "for good": diagnosis.lasting}
+    return [f"{name}: {fix}" for name, fix in fixes.items() if fix]
 
 
 def _summary(levels: Counter[str]) -> str:

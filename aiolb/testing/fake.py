@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, overload
 
+from aiolb.base_collector import kind_of
 from aiolb.config import ServeConfig
 from aiolb.errors import AiolbError
 from aiolb.receive.contract import Datagram, TimedDatagram
 from aiolb.server import Server
 from aiolb.stats import CollectorStatistics
+from aiolb.stream import StreamCollector
+from aiolb.testing.fake_base import SOURCE, FakeBase
 from aiolb.testing.fake_listener import BIND, MAX_DATAGRAM, FakeListener
-from aiolb.testing.life import Life
+from aiolb.testing.fake_streams import FakeStreamMember
 from aiolb.testing.outcomes import DEADLINE, Outcome, Outcomes
-from aiolb.testing.watched import C, Watched, made
-
-if TYPE_CHECKING:
-    from aiolb.listener import Listener
-
-SOURCE = ("192.0.2.1", 40000)
-"""Where datagrams come from unless told otherwise: an address that is nobody's (RFC 5737)."""
+from aiolb.testing.watched import C, S, Watched, WatchedStream, made
 
 
-class FakeMember(Generic[C]):
+class FakeMember(FakeBase[C]):
     """A started collector that gets its datagrams from a test; see :func:`collector`."""
 
     def __init__(self, app: Watched[C], server: Server, outcomes: Outcomes) -> None:
-        self.collector: C = app.collector
-        """The collector."""
-        self.errors = outcomes.errors
-        """What handlers and ``shutdown()`` raised so far."""
-        self._outcomes = outcomes
+        super().__init__(app, server, outcomes)
         self._app = app
-        self._life = Life(server)
         self._listener: FakeListener | None = None
 
     @property
     def replies(self) -> list[Datagram]:
         """What the collector sent so far, each with the address that it went to; may be cleared."""
         return self._opened.transport.sent
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the collector asked to stop, or was stopped; it goes on until :meth:`stop`."""
-        return self._life.server.stopping
 
     def put(self, datagram: bytes, addr: Any = SOURCE, *, received_at: int | None = None) -> None:
         """Let a datagram arrive, and do not wait.
@@ -63,8 +50,8 @@ class FakeMember(Generic[C]):
             raise AiolbError(f"no datagram has {len(datagram)} bytes", hint=f"{MAX_DATAGRAM} bytes are the most")
         if self._opened.transport.is_closing():
             raise AiolbError(f"{type(self.collector).__name__} has stopped, and receives nothing")
-        outcome = self._outcomes.expect(datagram, addr)
         item: Datagram = (bytes(datagram), addr)
+        outcome = self._outcomes.expect(item)
         if self._app.timestamps:
             item = TimedDatagram(*item, time.time_ns() if received_at is None else received_at)
         self._opened.transport.put(item)
@@ -87,15 +74,6 @@ class FakeMember(Generic[C]):
         """What the member received, handled and sent so far."""
         return self._life.server.statistics()
 
-    async def start(self) -> None:
-        """Run the collector's ``startup()``. Raises what :meth:`aiolb.Server.start` raises."""
-        await self._life.start(lambda _: cast("Listener", self._listen()))
-
-    async def stop(self) -> None:
-        """Stop as a server does: handle what is queued, then ``shutdown()``. Idempotent."""
-        await self._life.stop()
-        self._outcomes.give_up_all()
-
     def _listen(self) -> FakeListener:
         self._listener = FakeListener(self._app, self._life.server.config)
         return self._listener
@@ -107,30 +85,58 @@ class FakeMember(Generic[C]):
         return self._listener
 
 
-@asynccontextmanager
-async def collector(
+@overload
+def collector(
     app: C | Callable[[], C], *, raise_errors: bool = True, deadline: float | None = DEADLINE, **settings: Any
-) -> AsyncIterator[FakeMember[C]]:
+) -> AbstractAsyncContextManager[FakeMember[C]]: ...
+
+
+@overload
+def collector(
+    app: S | Callable[[], S], *, raise_errors: bool = True, deadline: float | None = DEADLINE, **settings: Any
+) -> AbstractAsyncContextManager[FakeStreamMember[S]]: ...
+
+
+def collector(
+    app: Any, *, raise_errors: bool = True, deadline: float | None = DEADLINE, **settings: Any
+) -> AbstractAsyncContextManager[Any]:
     """Run a collector without a socket: its ``startup()`` at the begin of the block, ``shutdown()`` at the end.
 
-    ``app`` is a collector, its class, or a function that makes one. Everything but the kernel is real: lanes and
-    their order, ``concurrency`` and backpressure, batches, errors, the graceful stop. ``settings`` are fields of
-    :class:`aiolb.ServeConfig`, such as ``index``, ``count``, ``concurrency``, ``graceful_timeout``.
+    ``app`` is a collector, its class, or a function that makes one; a collector of connections gets connections.
+    Everything but the kernel is real: lanes and their order, ``concurrency`` and backpressure, batches, readers and
+    writers, errors, the graceful stop. ``settings`` are fields of :class:`aiolb.ServeConfig`, such as ``index``,
+    ``count``, ``concurrency``, ``graceful_timeout``.
 
-    What handlers and ``shutdown()`` raise is raised to the test, by ``feed`` or ``drained``, or else by the end of the
+    What handlers and ``shutdown()`` raise is raised to the test, by who waits for them, or else by the end of the
     block, several errors as an exception group; with ``raise_errors=False`` it is in ``errors`` only. ``deadline`` is
-    how long ``feed`` and ``drained`` wait, in seconds; None for ever.
+    how long a test waits for a handler, in seconds; None for ever.
 
     Raises ConfigurationError for a class or settings that cannot work, ApplicationError, with its cause, for what
     ``startup()`` raises.
     """
-    outcomes = Outcomes(raising=raise_errors, deadline=deadline)
-    config = ServeConfig(bind=(BIND,), **{"count": settings.get("index", 0) + 1, **settings})
-    watched = Watched(made(app), outcomes)
-    member = FakeMember(watched, Server(watched, config), outcomes)
+    return _running(app, raise_errors, deadline, settings)
+
+
+@asynccontextmanager
+async def _running(
+    app: Any, raise_errors: bool, deadline: float | None, settings: dict[str, Any]
+) -> AsyncIterator[FakeBase[Any]]:
+    collector = made(app)
+    protocol = kind_of(type(collector)).protocol
+    config = ServeConfig(bind=(BIND,), **{"count": settings.get("index", 0) + 1, "protocol": protocol, **settings})
+    member: FakeBase[Any]
+    if isinstance(collector, StreamCollector):
+        outcomes = Outcomes(raising=raise_errors, deadline=deadline, units="connections")
+        stream = WatchedStream(collector, outcomes)
+        member = FakeStreamMember(stream, Server(stream, config), outcomes)
+    else:
+        outcomes = Outcomes(raising=raise_errors, deadline=deadline)
+        watched = Watched(collector, outcomes)
+        member = FakeMember(watched, Server(watched, config), outcomes)
     await member.start()
     try:
         yield member
     finally:
+        member.hang_up()
         await member.stop()
     outcomes.check()

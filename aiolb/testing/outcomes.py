@@ -1,4 +1,4 @@
-"""What becomes of each datagram that a test sent, and what handlers raised.
+"""What becomes of each datagram that a test sent, or of each connection, and what handlers raised.
 
 ``__tracebackhide__`` keeps functions out of what pytest shows of an error: their user wants to see the handler.
 """
@@ -7,48 +7,49 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from aiolb.errors import AiolbError
-from aiolb.receive.contract import Datagram
 
 DEADLINE = 10.0
-"""Seconds after which a datagram that must be handled counts as unhandled, unless told otherwise."""
+"""Seconds after which what must be handled counts as unhandled, unless told otherwise."""
 
 Outcome = asyncio.Future[BaseException | None]
-"""Done when the datagram's handler ended: what it raised, or None."""
+"""Done when the handler of a datagram or a connection ended: what it raised, or None."""
 
 
 class UnhandledError(AiolbError, TimeoutError):
-    """A datagram was not handled within the deadline, or not at all."""
+    """A datagram or a connection was not handled within the deadline, or not at all."""
 
 
 class Outcomes:
-    """Keeps account of the datagrams of one test, each from ``expect`` until its handler ended.
+    """Keeps account of the datagrams of one test, or of its connections, each from ``expect`` until its handler ended.
 
-    Each error of a handler is raised once: by who waits for its datagram, else by ``check``. Without ``raising`` it is
-    only kept in ``errors``. ``deadline`` is in seconds; None waits for ever. ``remark`` is added to the message of
-    what was not handled.
+    Each error of a handler is raised once: by who waits for that one, else by ``check``. Without ``raising`` it is
+    only kept in ``errors``. ``deadline`` is in seconds; None waits for ever. Messages call them ``units``, and
+    ``remark`` is added to that of what was not handled.
     """
 
-    def __init__(self, *, raising: bool, deadline: float | None, remark: Callable[[], str] = str) -> None:
+    def __init__(
+        self, *, raising: bool, deadline: float | None, units: str = "datagrams", remark: Callable[[], str] = str
+    ) -> None:
         self.errors: list[BaseException] = []
         self._raising = raising
         self.deadline = deadline
+        self._units = units
         self._remark = remark
         self._unseen: list[BaseException] = []
         # Equal datagrams of one address cannot be told apart, so the first to be handled is the first that was sent.
-        self._expected: defaultdict[Datagram, deque[Outcome]] = defaultdict(deque)
+        self._expected: defaultdict[Hashable, deque[Outcome]] = defaultdict(deque)
 
-    def expect(self, datagram: bytes, addr: Any) -> Outcome:
-        """A datagram is on its way."""
+    def expect(self, unit: Hashable) -> Outcome:
+        """A datagram, as the pair that collectors get, is on its way, or a connection by what tells it from others."""
         outcome: Outcome = asyncio.get_running_loop().create_future()
-        self._expected[bytes(datagram), addr].append(outcome)
+        self._expected[unit].append(outcome)
         return outcome
 
     async def wait(self, outcomes: Sequence[Outcome]) -> None:
-        """Return when these datagrams were handled. Raises what their handlers raised, UnhandledError."""
+        """Return when these were handled. Raises what their handlers raised, UnhandledError."""
         __tracebackhide__ = True
         await self.ended(outcomes)
         errors = [error for outcome in outcomes if (error := outcome.result()) is not None]
@@ -58,7 +59,7 @@ class Outcomes:
         self._raise(errors)
 
     async def settled(self) -> None:
-        """Return when every datagram was handled. Raises what handlers raised, UnhandledError."""
+        """Return when everything was handled. Raises what handlers raised, UnhandledError."""
         __tracebackhide__ = True
         while outcomes := [outcome for waiting in self._expected.values() for outcome in waiting]:
             await self.ended(outcomes)
@@ -70,12 +71,13 @@ class Outcomes:
         self._raise(list(self._unseen))
 
     async def ended(self, outcomes: Sequence[Outcome]) -> None:
-        """Return when the handlers of these datagrams ended. Raises UnhandledError."""
+        """Return when these handlers ended. Raises UnhandledError."""
         __tracebackhide__ = True
         _, pending = await asyncio.wait(outcomes, timeout=self.deadline) if outcomes else ((), ())
         if pending:
+            unhandled = f"{len(pending)} of {len(outcomes)} {self._units} not handled"
             raise UnhandledError(
-                f"{len(pending)} of {len(outcomes)} datagrams not handled after {self.deadline:g} s{self._remark()}",
+                f"{unhandled} after {self.deadline:g} s{self._remark()}",
                 hint="a handler waits for something, or deadline= is too short",
             )
 
@@ -92,12 +94,12 @@ class Outcomes:
 
     # What a watched collector calls
 
-    def handled(self, batch: Iterable[Datagram]) -> None:
-        """The handler of these datagrams returned."""
+    def handled(self, batch: Iterable[Hashable]) -> None:
+        """The handler of these returned."""
         self._end(batch, None)
 
-    def failed(self, error: BaseException, batch: Iterable[Datagram] = ()) -> None:
-        """The handler of these datagrams, or something else of the collector, raised."""
+    def failed(self, error: BaseException, batch: Iterable[Hashable] = ()) -> None:
+        """The handler of these, or something else of the collector, raised."""
         self.errors.append(error)
         if isinstance(error, asyncio.CancelledError):  # raised by a test, it would cancel that one
             cancelled, error = error, AiolbError("a handler was cancelled, and not by its server")
@@ -105,18 +107,18 @@ class Outcomes:
         self._unseen.append(error)
         self._end(batch, error)
 
-    def given_up(self, batch: Iterable[Datagram]) -> None:
-        """The handler of these datagrams was cancelled by its server."""
-        self._end(batch, UnhandledError("the collector stopped before the datagram was handled"))
+    def given_up(self, batch: Iterable[Hashable]) -> None:
+        """The handler of these was cancelled by its server."""
+        self._end(batch, UnhandledError(f"the collector stopped before the {self._units[:-1]} was handled"))
 
     def give_up_all(self) -> None:
         """Nothing is handled any more."""
-        self.given_up([datagram for datagram, waiting in self._expected.items() for _ in waiting])
+        self.given_up([unit for unit, waiting in self._expected.items() for _ in waiting])
 
-    def _end(self, batch: Iterable[Datagram], error: BaseException | None) -> None:
-        for datagram in batch:
+    def _end(self, batch: Iterable[Hashable], error: BaseException | None) -> None:
+        for unit in batch:
             # A timed one is equal to the pair that it is; what the test did not send is not expected.
-            if waiting := self._expected.get(datagram):
+            if waiting := self._expected.get(unit):
                 waiting.popleft().set_result(error)
                 if not waiting:
-                    del self._expected[datagram]
+                    del self._expected[unit]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic
+from typing import Any, overload
 
-from aiolb import remarks, sockets
-from aiolb.address import Address, parse_ip
+from aiolb import binding, remarks, sockets
+from aiolb.address import Address
+from aiolb.base_collector import BaseCollector, kind_of
 from aiolb.bpf.members import Members, join_all
 from aiolb.bpf.steering import Joined, JoinOptions
-from aiolb.config import ServeConfig
-from aiolb.datagram_listener import DatagramListener
-from aiolb.errors import ConfigurationError
-from aiolb.protocol import Application
+from aiolb.config import UNITS, ServeConfig
+from aiolb.listener import Listener
+from aiolb.listeners import LISTENERS
 from aiolb.server import Server
 from aiolb.stats import CollectorStatistics
 from aiolb.testing.life import Life
 from aiolb.testing.outcomes import DEADLINE, Outcome, Outcomes, UnhandledError
-from aiolb.testing.watched import C, Watched, made
+from aiolb.testing.running_base import RunningBase, stop_all
+from aiolb.testing.running_streams import RunningStreamGroup
+from aiolb.testing.watched import C, S, Watched, WatchedStream, made
 
 BUFFER = 200 << 10
 """Bytes of receive buffer that every user may have: net.core.rmem_max is 208 KiB unless somebody changed it."""
@@ -30,25 +32,13 @@ BUFFER = 200 << 10
 _FLIGHT, _FLIGHT_BYTES = 64, 64 << 10
 
 
-class RunningGroup(Generic[C]):
+class RunningGroup(RunningBase[C]):
     """The members of one group, and senders with any source of this machine; see :func:`group`."""
 
     def __init__(
         self, joined: Members, watched: Sequence[Watched[C]], lives: Sequence[Life], outcomes: Outcomes
     ) -> None:
-        self.address = joined.address
-        """Where the group receives."""
-        self.balancer = joined.balancer
-        """``ebpf``, ``classic`` or ``none``."""
-        self.fallback = joined.fallback
-        """Why ``auto`` did not take the eBPF balancer; None where it did."""
-        self.collectors: list[C] = [member.collector for member in watched]
-        """The collectors, by index."""
-        self.errors = outcomes.errors
-        """What handlers and ``shutdown()`` raised so far."""
-        self._members = watched
-        self._lives = lives
-        self._outcomes = outcomes
+        super().__init__(joined, watched, lives, outcomes)
         self._senders: dict[str, socket.socket] = {}
 
     def put(self, *datagrams: bytes, source: str | None = None) -> None:
@@ -91,34 +81,33 @@ class RunningGroup(Generic[C]):
             to, deadline = sender.getsockname()[0], self._outcomes.deadline
             raise UnhandledError(f"no reply came to {to} within {deadline:g} s") from None
 
-    def members_of(self, source: str) -> set[int]:
-        """The members that got datagrams of a source; one, unless its member left or there is no balancer."""
-        host = str(parse_ip(source))
-        return {index for index, member in enumerate(self._members) if host in member.sources}
-
     def statistics(self) -> tuple[CollectorStatistics, ...]:
         """What each member received, handled and sent so far."""
         return tuple(life.server.statistics() for life in self._lives)
-
-    async def stop(self, index: int) -> None:
-        """Stop a member as SIGTERM does: its sources go to the others, what is queued is handled. Idempotent.
-
-        Only the eBPF balancer gives the sources of one member to all others.
-        """
-        await self._lives[index].stop()
 
     def _put(self, sender: socket.socket, datagrams: Sequence[bytes]) -> list[Outcome]:
         outcomes = []
         for datagram in datagrams:
             sender.send(datagram)
-            outcomes.append(self._outcomes.expect(datagram, sender.getsockname()))
+            outcomes.append(self._outcomes.expect((bytes(datagram), sender.getsockname())))
         return outcomes
 
     def _sender(self, source: str | None) -> socket.socket:
-        host = _reachable(self.address).host if source is None else str(parse_ip(source))
+        host = self._host(source)
         if host not in self._senders:
-            self._senders[host] = _connected(host, _reachable(self.address))
+            self._senders[host] = self._connected(host)
         return self._senders[host]
+
+    def _connected(self, source: str) -> socket.socket:
+        target = self._target
+        sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((source, 0))
+            sock.connect((target.host, target.port))
+        except OSError as error:
+            sock.close()
+            raise self._cannot_send(source, error) from error
+        return sock
 
     def close(self) -> None:
         """Close the senders."""
@@ -127,8 +116,8 @@ class RunningGroup(Generic[C]):
         self._outcomes.give_up_all()
 
 
-@asynccontextmanager
-async def group(
+@overload
+def group(
     app: Callable[[], C],
     *,
     members: int = 3,
@@ -136,29 +125,73 @@ async def group(
     raise_errors: bool = True,
     deadline: float | None = DEADLINE,
     **settings: Any,
-) -> AsyncIterator[RunningGroup[C]]:
+) -> AbstractAsyncContextManager[RunningGroup[C]]: ...
+
+
+@overload
+def group(
+    app: Callable[[], S],
+    *,
+    members: int = 3,
+    host: str = "127.0.0.1",
+    raise_errors: bool = True,
+    deadline: float | None = DEADLINE,
+    **settings: Any,
+) -> AbstractAsyncContextManager[RunningStreamGroup[S]]: ...
+
+
+def group(
+    app: Callable[[], Any],
+    *,
+    members: int = 3,
+    host: str = "127.0.0.1",
+    raise_errors: bool = True,
+    deadline: float | None = DEADLINE,
+    **settings: Any,
+) -> AbstractAsyncContextManager[Any]:
     """Run a group on a free port of ``host``, all members in the running loop, and stop it at the end of the block.
 
-    ``app`` is a collector's class, or a function that makes one, called for each member. ``settings`` are fields of
-    :class:`aiolb.ServeConfig`. ``balancer`` is ``auto`` there: eBPF where this user may, else classic, which is
-    logged and told by the group. The group is not pinned: nobody else can join it, and nothing of it is left behind.
-    ``raise_errors`` and ``deadline`` as in :func:`aiolb.testing.collector`.
+    ``app`` is a collector's class, or a function that makes one, called for each member; collectors of connections
+    get a port of connections. ``settings`` are fields of :class:`aiolb.ServeConfig`. ``balancer`` is ``auto`` there:
+    eBPF where this user may, else classic, which is logged and told by the group. The group is not pinned: nobody
+    else can join it, and nothing of it is left behind. ``raise_errors`` and ``deadline`` as in
+    :func:`aiolb.testing.collector`.
 
     Raises ConfigurationError, StartError.
     """
-    config = ServeConfig(bind=(Address(host, 0),), count=members, **{"rcvbuf": BUFFER, **settings})
+    return _running(app, Address(host, 0), settings, members=members, raise_errors=raise_errors, deadline=deadline)
+
+
+@asynccontextmanager
+async def _running(
+    app: Callable[[], BaseCollector],
+    bind: Address,
+    settings: dict[str, Any],
+    *,
+    members: int,
+    raise_errors: bool,
+    deadline: float | None,
+) -> AsyncIterator[RunningBase[Any]]:
+    made_by = [made(app) for _ in range(members)]
+    protocol = kind_of(type(made_by[0])).protocol if made_by else "udp"
+    if protocol == "udp":
+        settings = {"rcvbuf": BUFFER, **settings}
+    config = ServeConfig(bind=(bind,), count=members, **{"protocol": protocol, **settings})
     lives: list[Life] = []
-    outcomes = Outcomes(raising=raise_errors, deadline=deadline, remark=partial(_drops, lives))
+    outcomes = Outcomes(
+        raising=raise_errors, deadline=deadline, units=UNITS[protocol], remark=partial(_drops, lives, config.protocol)
+    )
     with closing(_joined(config)) as joined:
-        watched = [Watched(made(app), outcomes) for _ in range(members)]
+        watch, kind = (Watched, RunningGroup) if protocol == "udp" else (WatchedStream, RunningStreamGroup)
+        watched: list[Any] = [watch(collector, outcomes) for collector in made_by]
         lives += [Life(Server(member, replace(config, index=index))) for index, member in enumerate(watched)]
-        running = RunningGroup(joined, watched, lives, outcomes)
+        running: RunningBase[Any] = kind(joined, watched, lives, outcomes)
         try:
             for index, life in enumerate(lives):
                 await life.start(partial(_listen, joined[index], life.server.config, watched[index]))
             yield running
         finally:
-            await _stop(lives)
+            await stop_all(lives)
             running.close()
     outcomes.check()
 
@@ -167,28 +200,22 @@ def _joined(config: ServeConfig) -> Members:
     """The sockets of all members, bound and in their places."""
     wanted = JoinOptions.of(config)
     options = replace(wanted, group=replace(wanted.group, bpffs=None))
-    with ExitStack() as on_error, sockets.reserved_port(config.bind[0]) as address:
-        joined = join_all(address, partial(sockets.bind_buffered, size=config.rcvbuf), options)
+    with ExitStack() as on_error, sockets.reserved_port(config.bind[0], config.protocol) as address:
+        joined = join_all(address, binding.binder(config), options)
         on_error.callback(joined.close)
-        remarks.on_joined(address, joined, joined[0].sock, config.rcvbuf)
+        remarks.on_joined(address, joined, joined[0].sock, binding.queue(config))
         on_error.pop_all()
         return joined
 
 
-def _listen(joined: Joined, config: ServeConfig, application: Application, address: Address) -> DatagramListener:
-    return DatagramListener.inherited(address, joined, application, config)
+def _listen(joined: Joined, config: ServeConfig, application: Any, address: Address) -> Listener:
+    return LISTENERS[config.protocol].inherited(address, joined, application, config)
 
 
-async def _stop(lives: Iterable[Life]) -> None:
-    """Stop all members at the same time, and raise the first error of one that did not stop well."""
-    for error in await asyncio.gather(*(life.stop() for life in lives), return_exceptions=True):
-        if error is not None:
-            raise error
-
-
-def _drops(lives: Iterable[Life]) -> str:
+def _drops(lives: Iterable[Life], protocol: str) -> str:
     drops = sum(life.server.statistics().kernel_drops for life in lives)
-    return f"; the kernel dropped {drops} for lack of room (rcvbuf)" if drops else ""
+    setting = "backlog" if protocol == "tcp" else "rcvbuf"
+    return f"; the kernel dropped {drops} for lack of room ({setting})" if drops else ""
 
 
 def _flights(datagrams: Sequence[bytes]) -> Iterator[list[bytes]]:
@@ -201,22 +228,3 @@ def _flights(datagrams: Sequence[bytes]) -> Iterator[list[bytes]]:
         flight.append(datagram)
     if flight:
         yield flight
-
-
-def _reachable(address: Address) -> Address:
-    """Where to send to: a loopback address for a wildcard."""
-    return Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host), address.port)
-
-
-def _connected(source: str, target: Address) -> socket.socket:
-    sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.bind((source, 0))
-        sock.connect((target.host, target.port))
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(
-            f"{source} cannot send to {target}: {error.strerror}",
-            hint="a source is an address of this machine, of the same family as the group's",
-        ) from error
-    return sock

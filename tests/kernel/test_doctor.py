@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from aiolb import port_check, sockets
 from aiolb.address import Address
-from aiolb.bpf import abi, syscall
+from aiolb.bpf import abi, probe, syscall
+from aiolb.bpf.group import GroupOptions
+from aiolb.bpf.members import join_all
+from aiolb.bpf.steering import JoinOptions
 from aiolb.diagnosis import Level
 
 DEADLINE = 30
@@ -21,13 +26,14 @@ NOBODY = 65534
 DOCTOR = [sys.executable, "-m", "aiolb", "doctor", "--json"]
 # The same, but for half a second that bcc takes.
 WITHOUT_BCC = """
-from aiolb import doctor
+from aiolb import kernel_checks
 from aiolb.cli import main
-doctor.BCC = doctor.Rated("bcc", doctor.probe.packets_in_flight, "")
+kernel_checks.BCC = kernel_checks.Rated("bcc", kernel_checks.probe.packets_in_flight, "")
 main()
 """
 QUICK = [sys.executable, "-c", WITHOUT_BCC, *DOCTOR[3:]]
-GIVE_BPF = "run as root; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF"
+PACKAGE = Path(port_check.__file__).parent
+GIVE_BPF = "run as a root that has it; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF"
 
 # Answers bpf(2) in its own way for itself and its children, then runs the command.
 FILTERED = """
@@ -45,9 +51,11 @@ os.execv(sys.argv[3], sys.argv[3:])
 HOLDER = """
 import os, socket, sys
 os.setresuid(int(sys.argv[1]), int(sys.argv[1]), int(sys.argv[1]))
-sock = socket.socket(type=socket.SOCK_DGRAM)
+sock = socket.socket(type=getattr(socket, sys.argv[3]))
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(sys.argv[2]))
 sock.bind(("127.0.0.1", 0))
+if sock.type == socket.SOCK_STREAM:
+    sock.listen()
 print(sock.getsockname()[1], flush=True)
 sys.stdin.read()
 """
@@ -84,6 +92,12 @@ def diagnose(free, bpffs):
     return run
 
 
+def without_lasting(one):
+    """What was found where nothing has to be done for good."""
+    assert one.pop("lasting") is None
+    return one
+
+
 def capabilities(*names):
     """The command that runs another one with these capabilities alone."""
     return ["setpriv", f"--bounding-set=-all{''.join(f',+{name}' for name in names)}", "--inh-caps=-all"]
@@ -102,10 +116,14 @@ def test_no_cap_bpf(diagnose, powerless):
     """Without CAP_BPF that is a problem, and so is the balancer; what cannot be asked then is unknown, not missing."""
     found, status = diagnose(prefix=powerless)
     assert status == 1
-    assert found["CAP_BPF"] == {"level": "problem", "found": "not held; for loading the balancer", "fix": GIVE_BPF}
+    assert without_lasting(found["CAP_BPF"]) == {
+        "level": "problem",
+        "found": "not held; for loading the balancer",
+        "fix": GIVE_BPF,
+    }
     assert found["balancer"]["level"] == "problem"
     for check in ("batch updates", "batch lookups", "ring buffer", "memlock"):
-        assert found[check] == {"level": "warning", "found": "not known without CAP_BPF", "fix": None}
+        assert without_lasting(found[check]) == {"level": "warning", "found": "not known without CAP_BPF", "fix": None}
 
 
 def test_cap_bpf_alone(diagnose, needs):
@@ -138,6 +156,35 @@ def test_no_bpffs(diagnose, private_mounts, tmp_path):
     assert found["bpffs"]["found"] == "no BPF file system at /sys/fs/bpf; groups are pinned there"
     found, status = diagnose("--bpffs", str(tmp_path / "none"))
     assert (found["bpffs"]["level"], status) == ("problem", 1)
+
+
+def test_no_bpffs_is_mended(diagnose, private_mounts, tmp_path):
+    """The commands that doctor names mount the file system, now and at the next start of the machine."""
+    begin = f"mkdir -p {tmp_path}/bpf && touch {tmp_path}/fstab && mount --bind {tmp_path}/fstab /etc/fstab"
+    at = ("--bpffs", f"{tmp_path}/bpf")
+
+    def after(*commands):
+        script = " && ".join([begin, *commands, 'exec "$@"'])
+        return diagnose(*at, prefix=[*private_mounts, "sh", "-c", script, "sh"])[0]["bpffs"]
+
+    found = after()
+    fix, lasting = (found[name].removeprefix("as root: ") for name in ("fix", "lasting"))
+    mended = after(fix)
+    assert (mended["fix"], mended["lasting"]) == (None, None)
+    mended = after(lasting, "mount --all")
+    assert (mended["fix"], mended["lasting"]) == (None, None)
+    assert mended["found"].startswith(f"mounted at {tmp_path}/bpf, writable")
+
+
+def test_a_missing_capability_is_mended(diagnose, powerless):
+    """The command that doctor names gives a user that is not root what it lacks."""
+    nobody = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    found, status = diagnose(prefix=[*powerless, *nobody])
+    assert (found["CAP_BPF"]["level"], status) == ("problem", 1)
+    command, end, _ = found["CAP_BPF"]["fix"].removeprefix("as root: ").partition(" aiolb serve …; ")
+    assert end
+    found, _ = diagnose(prefix=command.split())
+    assert {found[check]["level"] for check in ("CAP_BPF", "balancer", "ring buffer", "memlock")} == {"ok"}
 
 
 def test_a_bpffs_that_is_read_only(diagnose, private_mounts, tmp_path):
@@ -178,7 +225,7 @@ def test_a_wrong_bcc(diagnose, private_mounts, tmp_path, missing):
     assert found["bcc"]["level"] == "warning"
     assert found["bcc"]["found"].startswith(f"{real} is an unrelated package that has the name bcc on PyPI")
     assert found["bcc"]["found"].endswith("; only --compile and --debug need it")
-    assert found["bcc"]["fix"].startswith("pip uninstall bcc, then apt-get install python3-bpfcc")
+    assert found["bcc"]["fix"].startswith(f"{sys.executable} -m pip uninstall bcc, then apt-get install python3-bpfcc")
 
 
 def test_a_small_rmem_max(python, powerless):
@@ -214,56 +261,140 @@ def test_seccomp(diagnose, action, reason):
         )
         return
     fix = "docker run --cap-add BPF; in a unit: add bpf to SystemCallFilter="
-    assert found["seccomp"] == {"level": "problem", "found": reason, "fix": fix}
+    assert without_lasting(found["seccomp"]) == {"level": "problem", "found": reason, "fix": fix}
     assert found["balancer"]["found"].startswith("not asked, as bpf(2) is blocked; ")
     assert status == 1
 
 
 @pytest.fixture
 def holder():
-    """Another process that has a port: ``holder(uid, reuseport)`` gives its address and pid."""
+    """Another process that has a port: ``holder(uid, reuseport)`` gives its address and pid; ``wait()`` for all."""
     started = []
 
-    def start(uid, *, reuseport):
-        command = [sys.executable, "-c", HOLDER, str(uid), str(int(reuseport))]
+    def wait():
+        for process in started:
+            process.wait(timeout=DEADLINE)
+
+    def start(uid, *, reuseport, kind="SOCK_DGRAM"):
+        command = [sys.executable, "-c", HOLDER, str(uid), str(int(reuseport)), kind]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return Address("127.0.0.1", int(process.stdout.readline())), process.pid
 
+    start.wait = wait
     yield start
     for process in started:
         process.communicate()
 
 
-def test_a_port_that_is_taken(diagnose, holder):
-    """A foreign socket without SO_REUSEPORT is a problem, one with it a warning; each with its process."""
-    (alone, first), (shared, second) = holder(0, reuseport=False), holder(0, reuseport=True)
-    found, status = diagnose(str(alone), str(shared))
-    assert found[str(alone)] == {
+PROTOCOLS = [("udp", "SOCK_DGRAM"), ("tcp", "SOCK_STREAM")]
+
+
+@pytest.mark.parametrize(("protocol", "kind"), PROTOCOLS)
+def test_a_port_that_is_taken(diagnose, holder, protocol, kind):
+    """A foreign socket without SO_REUSEPORT is a problem, one with it a warning; the commands end their processes."""
+    (alone, first), (shared, second) = holder(0, reuseport=False, kind=kind), holder(0, reuseport=True, kind=kind)
+    ask = (str(alone), str(shared), "--protocol", protocol)
+    found, status = diagnose(*ask)
+    assert without_lasting(found[str(alone)]) == {
         "level": "problem",
         "found": f"held by a socket without SO_REUSEPORT (pid {first}, user root)",
         "fix": f"choose another port, or: kill {first}",
     }
-    assert found[str(shared)] == {
+    assert without_lasting(found[str(shared)]) == {
         "level": "warning",
         "found": f"a socket with SO_REUSEPORT is in no group (pid {second}, user root): "
         "with members on the same port it gets nothing",
         "fix": f"choose another port, or: kill {second}",
     }
     assert status == 1
+    for address in (alone, shared):
+        subprocess.run(found[str(address)]["fix"].partition("or: ")[2].split(), check=True)
+    holder.wait()
+    found, status = diagnose(*ask)
+    assert ({found[str(alone)]["found"], found[str(shared)]["found"]}, status) == ({"free"}, 0)
 
 
+@pytest.mark.parametrize(("protocol", "kind"), PROTOCOLS)
+def test_a_port_of_the_other_protocol(diagnose, holder, protocol, kind):
+    """Datagrams and connections have ports of their own: the other's are free."""
+    address, _ = holder(0, reuseport=False, kind=kind)
+    (other,) = {"udp", "tcp"} - {protocol}
+    found, status = diagnose(str(address), "--protocol", other)
+    assert (found[str(address)]["found"], status) == ("free", 0)
+
+
+@pytest.mark.parametrize(("protocol", "kind"), PROTOCOLS)
 @pytest.mark.parametrize("reuseport", [True, False])
-def test_a_port_of_another_user(diagnose, holder, reuseport):
+def test_a_port_of_another_user(diagnose, holder, reuseport, protocol, kind):
     """Another user's socket is a problem even with SO_REUSEPORT: all of a group are one user's."""
-    address, pid = holder(NOBODY, reuseport=reuseport)
-    found, status = diagnose(str(address))
-    assert found[str(address)] == {
+    address, pid = holder(NOBODY, reuseport=reuseport, kind=kind)
+    found, status = diagnose(str(address), "--protocol", protocol)
+    assert without_lasting(found[str(address)]) == {
         "level": "problem",
         "found": f"held by another user (pid {pid}, user nobody): all sockets of a group need the same one",
         "fix": f"run aiolb as that user, or: kill {pid}",
     }
     assert status == 1
+
+
+def test_a_group_of_connections(bpffs):
+    """A group of connections that is pinned is as it should be; a stranger beside it is told."""
+    with sockets.reserved_port(Address("127.0.0.1", 0), "tcp") as address:
+        options = JoinOptions(balancer="ebpf", group=GroupOptions(protocol="tcp", count=2, bpffs=bpffs))
+        joined = join_all(address, partial(sockets.bind_listening, backlog=8), options)
+        found = port_check.check(address, bpffs, protocol="tcp")
+        assert (found.level, found.found) == (Level.OK, f"a group of 2 with 2 alive (pid {os.getpid()})")
+        assert port_check.check(address, bpffs).found == "free"
+        with sockets.bind_listening(address, backlog=8):
+            found = port_check.check(address, bpffs, protocol="tcp")
+            assert (found.level, "is in no group" in found.found) == (Level.WARNING, True)
+        for one in joined:
+            one.place.leave()
+            one.sock.close()
+        joined.close()
+
+
+def test_compiled_parts_that_are_missing(diagnose, tmp_path, monkeypatch):
+    """A package whose compiled parts nobody has built is told as such, with the command; a problem where required."""
+    shutil.copytree(PACKAGE, tmp_path / "aiolb", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AIOLB_REQUIRE_FAST", raising=False)
+    found, status = diagnose()
+    for part in ("receiver", "sender"):
+        assert found[part]["level"] == "warning"
+        assert found[part]["found"].startswith("in plain Python, which is slower: not built (")
+        assert found[part]["fix"] == (
+            "as root: apt-get install gcc libc6-dev python3-dev, then: "
+            f"{sys.executable} -m pip install --force-reinstall --no-deps --no-binary aiolb aiolb"
+        )
+    assert status == 0
+    monkeypatch.setenv("AIOLB_REQUIRE_FAST", "1")
+    found, status = diagnose()
+    assert (found["receiver"]["level"], found["sender"]["level"], status) == ("problem", "problem", 1)
+
+
+def test_unprivileged_bpf(diagnose, private_mounts, powerless, tmp_path):
+    """kernel.unprivileged_bpf_disabled is told with its value, and blamed only where it keeps bpf(2) from this user."""
+    (tmp_path / "value").write_text("1\n")
+    script = f'mount --bind {tmp_path}/value /proc/sys/kernel/unprivileged_bpf_disabled && exec "$@"'
+    found, status = diagnose(prefix=[*private_mounts, "sh", "-c", script, "sh", *powerless])
+    said = "kernel.unprivileged_bpf_disabled is 1"
+    assert found["unprivileged bpf"]["found"].startswith(said)
+    assert (found["unprivileged bpf"]["level"] == "ok") is bool(probe.bpf_call())
+    assert (found["CAP_BPF"]["level"], status) == ("problem", 1)
+
+
+def test_connections_that_cannot_be_moved(diagnose, powerless):
+    """Whether waiting connections are moved is asked of the kernel, and not known without CAP_BPF."""
+    found, status = diagnose("--protocol", "tcp")
+    assert (found["migration"]["level"], status) == ("ok", 0)
+    found, status = diagnose("--protocol", "tcp", prefix=powerless)
+    assert (found["migration"]["found"], found["balancer"]["level"], status) == (
+        "not known without CAP_BPF",
+        "problem",
+        1,
+    )
 
 
 def test_a_group(cluster, bpffs):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aiolb.builtin import Echo
+from aiolb.builtin_streams import EchoStream
 
 SOURCES = [f"127.{second}.0.{fourth}" for second in range(1, 5) for fourth in range(1, 26)]
 UNPRIVILEGED = """
@@ -50,6 +51,32 @@ async def test_failover(aiolb_group, host):
     statistics = running.statistics()
     assert sum(member.handled for member in statistics) == 2 * len(SOURCES)
     assert statistics[2].handled == sum(owner == {2} for owner in owners.values()) > 0
+    assert pins() == before
+
+
+async def test_failover_of_connections(aiolb_group):
+    """The same for connections: those that are open when their member stops go on in it."""
+    before = pins()
+    running = await aiolb_group(EchoStream, members=3, seed=7)
+    for source in SOURCES:
+        assert await running.send(b"first", source=source) == b"first"
+    owners = {source: running.members_of(source) for source in SOURCES}
+    assert (running.balancer, running.fallback, {len(owner) for owner in owners.values()}) == ("ebpf", None, {1})
+    stopped = next(source for source, owner in owners.items() if owner == {1})
+    async with running.connect(stopped) as (reader, writer):
+        writer.write(b"open")
+        assert await reader.read(4) == b"open"
+        stopping = asyncio.create_task(running.stop(1))
+        async with running.connect("127.9.9.9"):  # the stop has begun, and this one finds another member
+            writer.write(b"still")
+            assert await reader.read(5) == b"still"
+    await stopping
+    for source in SOURCES:
+        assert await running.send(b"second", source=source) == b"second"
+    for source, owner in owners.items():
+        assert running.members_of(source) > {1} if owner == {1} else running.members_of(source) == owner
+    statistics = running.statistics()
+    assert sum(member.closed for member in statistics) == 2 * len(SOURCES) + 2
     assert pins() == before
 
 

@@ -8,17 +8,22 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import pytest
 
-from aiolb.bpf import hashing
+from aiolb import sockets
+from aiolb.address import Address
+from aiolb.bpf import hashing, spec
 from aiolb.bpf.abi import FLAG_EVENTS
+from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.keys import key_of
 
 ROOM = 5_461
@@ -30,11 +35,12 @@ def tracing(group, bpffs, *options, ready=True, **streams):
     """A running ``aiolb trace``; with ``ready``, it has said that it began."""
     command = [sys.executable, "-W", "error", "-m", "aiolb", "trace", "--bpffs", str(bpffs)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
-    with subprocess.Popen([*command, "--group", str(group.address), *options], **streams) as child:
+    name = getattr(group, "name", group.address)
+    with subprocess.Popen([*command, "--group", str(name), *options], **streams) as child:
         try:
             if ready:
                 begin = child.stderr.readline()
-                assert begin.startswith(f"aiolb: decisions of the group at {group.address}, whose key is source"), begin
+                assert begin.startswith(f"aiolb: decisions of the group at {name}, whose key is source"), begin
             yield child
         finally:
             child.kill()
@@ -104,6 +110,63 @@ def test_json(cluster, bpffs, sources_v4):
         }
         for source in sources
     ]
+
+
+class Connections:
+    """Three members that listen, and clients of any source."""
+
+    def __init__(self, stack, bpffs):
+        self._stack = stack
+        self.address = stack.enter_context(sockets.reserved_port(Address("127.0.0.1", 0), "tcp"))
+        self.name = GroupName("tcp", self.address)
+        with Group.opened_or_created(self.address, GroupOptions(3, protocol="tcp", bpffs=bpffs)) as self.group:
+            stack.callback(self.group.close)
+        stack.callback(self.group.delete)
+        self.listeners = [stack.enter_context(sockets.bind_listening(self.address, backlog=512)) for _ in range(3)]
+        self.memberships = [self.group.join(sock, index) for index, sock in enumerate(self.listeners)]
+        assert self.group.config.program == spec.shipped(spec.MIGRATING).digest
+
+    def connect(self, sources):
+        """Connect from each source; the ports."""
+        clients = [self._stack.enter_context(socket.socket()) for _ in sources]
+        for client, source in zip(clients, sources, strict=True):
+            client.settimeout(10)
+            client.bind((str(source), 0))
+            client.connect((self.address.host, self.address.port))
+        return {source: client.getsockname()[1] for source, client in zip(sources, clients, strict=True)}
+
+
+@pytest.fixture
+def connections(bpffs):
+    """A group of connections."""
+    with ExitStack() as stack:
+        yield Connections(stack, bpffs)
+
+
+def test_connections(connections, bpffs, sources_v4):
+    """With TCP a line is a new connection, of no bytes, and another one when it moves from a socket that is closed."""
+    sources, seed = sources_v4(60), connections.group.config.seed
+    slots = {source: hashing.slot_of(seed, key_of(source)) for source in sources}
+    owners = {source: connections.group.slots[slots[source]] for source in sources}
+    moved = [source for source in sources if owners[source] == 1]
+    assert len(moved) > 5
+    with tracing(connections, bpffs, "--count", str(len(sources) + len(moved))) as child:
+        ports = connections.connect(sources)
+        connections.memberships[1].leave()
+        connections.listeners[1].close()  # nobody has accepted: the connections that wait move
+        out, err = child.communicate(timeout=30)
+    where = {source: connections.group.locate(source) for source in sources}
+    told = [line.split()[1:] for line in out.splitlines()]
+    assert (child.returncode, err) == (0, f"aiolb: {len(told)} decisions shown, 0 lost\n")
+    assert told[: len(sources)] == [
+        [f"{source}:{ports[source]}", "0", str(slots[source]), str(owners[source]), "steer"] for source in sources
+    ]
+    assert sorted(told[len(sources) :]) == sorted(
+        [f"{source}:{ports[source]}", "0", str(slots[source]), str(where[source]), "failover", "from", "1"]
+        for source in moved
+    )
+    assert connections.group.statistics().migrated == len(moved)
+    assert not connections.group.config.flags & FLAG_EVENTS
 
 
 def test_a_network_and_a_number(cluster, bpffs, sources_v4):
