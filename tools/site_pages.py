@@ -58,7 +58,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs names them
-    """Show docstrings without the marks that Python's own help is for, `a|b` in tables as GitHub does, options whole."""
+    """Show docstrings without the marks that Python's own help is for, `a|b` in tables right, and options whole."""
     html = re.sub(r"<code>[^<]*</code>", lambda code: _OPTION.sub(_WHOLE, code[0].replace("\\|", "|")), html)
     html = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
     return html.replace("::</p>", ":</p>")
