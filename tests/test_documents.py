@@ -104,7 +104,7 @@ def shape(text: str) -> list[str]:
 
 @pytest.mark.usefixtures("nothing_left")
 def test_the_tutorial_counts(run: Callable[[str], Running]) -> None:
-    """The tutorial's own check finds every datagram, on one member for each source; what it shows is what is printed."""
+    """What the tutorial shows is printed; its own check finds every datagram, on one member for each source."""
     printed = run("docs/tutorial.md").printed
     shown = [shape(block.text) for block in blocks_of("docs/tutorial.md") if block.language == "text"]
     for command in ("aiolb flood", "aiolb route", "python check.py"):
