@@ -81,6 +81,7 @@ FLOORS = {
     "aiolb.bpf.statistics": 1,
     "aiolb.bpf.pins": 2,
     "aiolb.bpf.unpinned": 2,
+    "aiolb.bpf.liveness": 1,
     "aiolb.bpf.discovery": 3,
     "aiolb.bpf.objects": 4,
     "aiolb.bpf.probe": 4,
