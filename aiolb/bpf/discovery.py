@@ -51,7 +51,7 @@ def _folders(bpffs: Path) -> dict[str, Path]:
 
 
 def the_group(name: GroupName | None, bpffs: Path = BPFFS) -> GroupName:
-    """``name``, or the only one that there is, or that lives. Raises GroupNotFoundError, ConfigurationError."""
+    """``name``, or without one the only group that there is. Raises GroupNotFoundError, ConfigurationError."""
     if name is not None:
         return name
     names = _alive(group_names(bpffs), bpffs)
@@ -64,7 +64,10 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS) -> GroupName:
 
 
 def _alive(names: list[GroupName], bpffs: Path) -> list[GroupName]:
-    """Of several groups those with a live member; all if none has one, or if this user may not look."""
+    """Of several groups those with a live member; all if none has one, or if this user may not look.
+
+    Who tries things out leaves groups behind, and means the one that runs.
+    """
     if len(names) <= 1:
         return names
     folders = {GroupName(*names_of(name)): folder for name, folder in _folders(bpffs).items()}
