@@ -25,8 +25,9 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def commands(document: str) -> list[str]:
-    """Every command of a document, in order."""
-    return [line for block in blocks(document, "sh") for line in block.splitlines() if line]
+    """Every command of a document, in order; those of several lines are one."""
+    text = "".join(blocks(document, "sh")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line]
 
 
 class Namespaces:

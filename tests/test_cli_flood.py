@@ -94,7 +94,7 @@ def test_nobody_listens(receiver, target):
     assert result.exit_code == 0
     assert result.stdout.startswith("sent 20 datagrams")
     assert "but: refused " in result.stdout
-    assert "nobody listens there" in result.stdout
+    assert "nobody listens there, or did not all the time, or a guard drops" in result.stdout
 
 
 def test_payloads(receiver, target, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,12 +23,14 @@ DOCUMENTS = sorted(
 )
 LANGUAGES = {"sh", "python", "text", "console", "c", "dockerfile", "yaml", "ini", "json"}
 """``console`` shows what people type where no test can: at Docker, at Kubernetes."""
-TOOLS = {"bpftool": "bpftool", "make": "make"}
+TOOLS = {"bpftool": "bpftool", "make": "make", "systemd-analyze": "systemd"}
 COLLECTOR = "from aiolb import Collector\n\n\nclass MyCollector(Collector):\n    async def handle(self, *_): ...\n"
-GIVEN = {"docs/supervisor.md": {"app.py": COLLECTOR}}
+UNIT = (ROOT / "examples" / "systemd" / "aiolb.service").read_text().replace("/opt/aiolb/bin/aiolb", sys.executable)
+GIVEN = {"docs/supervisor.md": {"app.py": COLLECTOR}, "examples/systemd/README.md": {"aiolb.service": UNIT}}
 """Files that a document takes for granted."""
 COUNTED = ("README.md", "docs/tutorial.md")
 """Documents that are run by tests which also look at what they print."""
+GUARANTEES = "docs/guarantees.md"
 REMOTE = re.compile(r"[a-z]+:")
 
 
@@ -94,10 +97,19 @@ def test_commands(run: Callable[[str], Running], document: str) -> None:
     run(document)
 
 
+def shape(text: str) -> list[str]:
+    """What stays the same in what a command prints: its words, with # for each number."""
+    return re.sub(r"\d[\d,.]*", "#", text).split()
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_the_tutorial_counts(run: Callable[[str], Running]) -> None:
-    """The tutorial's own check finds every datagram, on one member for each source."""
-    lines = run("docs/tutorial.md").printed["python check.py"].splitlines()
+    """What the tutorial shows is printed; its own check finds every datagram, on one member for each source."""
+    printed = run("docs/tutorial.md").printed
+    shown = [shape(block.text) for block in blocks_of("docs/tutorial.md") if block.language == "text"]
+    for command in ("aiolb flood", "aiolb route", "python check.py"):
+        assert [shape(text) for name, text in printed.items() if name.startswith(command)][-1] in shown
+    lines = printed["python check.py"].splitlines()
     assert lines[-1] == "nothing was lost"
     assert [line.split()[0] for line in lines[:-1]] == ["0.json", "1.json", "2.json", "3.json"]
     sources = [int(line.split()[1]) for line in lines[:-1]]
@@ -131,6 +143,18 @@ def test_the_readmes_echo_answers(missing: Callable[[str], None], needs: Callabl
     ):
         assert document.namespaces.run(shlex.join(["python", "-c", client])) == "b'hello'\n"
         server.stop()
+
+
+def test_guarantees_have_their_tests() -> None:
+    """Each guarantee names one test or more, which the file that it links to has."""
+    rows = re.findall(r"^\| (?!promise|---)(.+) \| (.+) \|$", (ROOT / GUARANTEES).read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for promise, tests in rows:
+        links = re.findall(r"\[`(test_\w+)`\]\((\S+)\)", tests)
+        assert links, promise
+        for name, path in links:
+            text = ((ROOT / GUARANTEES).parent / path).read_text()
+            assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE)
 
 
 def headings(document: str) -> set[str]:

@@ -83,6 +83,7 @@ FLOORS = {
     "aiolb.bpf.pins": 2,
     "aiolb.bpf.unpinned": 2,
     "aiolb.bpf.cautions": 3,
+    "aiolb.bpf.liveness": 1,
     "aiolb.bpf.discovery": 3,
     "aiolb.bpf.objects": 4,
     "aiolb.bpf.probe": 4,

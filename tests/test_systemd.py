@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -502,17 +501,14 @@ async def test_the_stand_in_tells_of_an_early_end():
 
 
 @pytest.mark.parametrize("unit", ["aiolb.service", "aiolb@.service"])
-def test_units(tmp_path, unit):
+def test_units(tmp_path, unit, needs):
     """The units that we show are taken by systemd, without a warning."""
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
     # The command need not be installed where the tests run.
     text = (EXAMPLES / unit).read_text().replace("/opt/aiolb/bin/aiolb", sys.executable)
     path = tmp_path / unit.replace("@", "@0")
     path.write_text(text)
     checked = subprocess.run(
-        [analyze, "verify", "--man=no", "--recursive-errors=no", str(path)],
+        [needs("systemd-analyze", "systemd"), "verify", "--man=no", "--recursive-errors=no", str(path)],
         capture_output=True,
         text=True,
         check=False,

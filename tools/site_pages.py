@@ -23,6 +23,8 @@ ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/systemd/README.md")
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 _FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+_OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
+_WHOLE = r'<span class="option">\g<0></span>'
 _NOT_SEARCHED = "---\nsearch: { exclude: true }\n---\n\n"
 _LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 
@@ -56,8 +58,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs names them
-    """Show docstrings without the marks that Python's own help is for, and `a|b` in tables as GitHub does."""
-    html = re.sub(r"<code>[^<]*</code>", lambda code: code[0].replace("\\|", "|"), html)
+    """Show docstrings without the marks that Python's own help is for, `a|b` in tables right, and options whole."""
+    html = re.sub(r"<code>[^<]*</code>", lambda code: _OPTION.sub(_WHOLE, code[0].replace("\\|", "|")), html)
     html = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
     return html.replace("::</p>", ":</p>")
 

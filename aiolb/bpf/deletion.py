@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
 
-from aiolb.bpf import syscall
-from aiolb.bpf.abi import MAP_TYPE_REUSEPORT_SOCKARRAY, U64
 from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import Pins
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError
 
@@ -55,25 +53,6 @@ def delete_stale(bpffs: Path) -> tuple[list[Path], list[Path]]:
                 continue
             removed.append(folder)
     return removed, kept
-
-
-def live_members(folder: Path) -> list[int]:
-    """The indexes with a live socket, in the group that is pinned in a folder. Raises PrivilegeError, KernelError."""
-    try:
-        targets = syscall.obj_get(str(folder / "targets"))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _error(folder, error) from error
-    try:
-        kind, _, value_size, entries, _ = syscall.map_shape(targets)
-        if (kind, value_size) != (MAP_TYPE_REUSEPORT_SOCKARRAY, U64.size):
-            return []
-        return [index for index in range(entries) if syscall.map_lookup(targets, index, value_size) is not None]
-    except OSError as error:
-        raise _error(folder, error) from error
-    finally:
-        os.close(targets)
 
 
 def _remove(pins: Pins) -> None:

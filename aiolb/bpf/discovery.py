@@ -7,8 +7,9 @@ from pathlib import Path
 
 from aiolb.address import Address, parse_address
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import folder_of_namespace, names_of
-from aiolb.errors import ConfigurationError, GroupNotFoundError, PrivilegeError
+from aiolb.errors import ConfigurationError, GroupNotFoundError, KernelError, PrivilegeError
 
 PROTOCOLS = ("udp", "tcp")
 
@@ -34,16 +35,19 @@ class GroupName:
 
 def group_names(bpffs: Path = BPFFS) -> list[GroupName]:
     """The groups of this network namespace that are pinned in ``bpffs``, in order. Raises PrivilegeError."""
+    return sorted(GroupName(protocol, address) for protocol, address in map(names_of, _folders(bpffs)))
+
+
+def _folders(bpffs: Path) -> dict[str, Path]:
     folder = folder_of_namespace(bpffs)
     try:
-        pins = [path.name for path in folder.iterdir()]
+        return {path.name: path for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
     except PermissionError as error:
         raise PrivilegeError(
             f"this user may not read {error.filename}: {error.strerror}", errno=error.errno, hint="run as root"
         ) from error
-    return sorted(GroupName(protocol, address) for protocol, address in map(names_of, pins))
 
 
 def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--group ") -> GroupName:
@@ -53,7 +57,7 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
     """
     if name is not None:
         return name
-    names = group_names(bpffs)
+    names = _alive(group_names(bpffs), bpffs)
     if not names:
         raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector: aiolb serve")
     if len(names) > 1:
@@ -62,3 +66,17 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
             f"there are {len(names)} groups: {listed}", hint=f"choose one, as in: {option}{names[0]}"
         )
     return names[0]
+
+
+def _alive(names: list[GroupName], bpffs: Path) -> list[GroupName]:
+    """Of several groups those with a live member; all if none has one, or if this user may not look.
+
+    Who tries things out leaves groups behind, and means the one that runs.
+    """
+    if len(names) <= 1:
+        return names
+    folders = {GroupName(*names_of(name)): folder for name, folder in _folders(bpffs).items()}
+    try:
+        return [name for name in names if name in folders and live_members(folders[name])] or names
+    except KernelError:
+        return names

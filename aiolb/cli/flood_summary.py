@@ -46,7 +46,7 @@ def summary(publisher: Sending, statistics: PublisherStatistics) -> str:
     if found := errors(statistics):
         lines.append("but: " + ", ".join(found))
     if statistics.errors.get("refused"):
-        lines.append("refused: nobody listens there, or did not all the time")
+        lines.append("refused: nobody listens there, or did not all the time, or a guard drops these sources")
     return "\n".join(lines)
 
 

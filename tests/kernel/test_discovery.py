@@ -44,3 +44,13 @@ def test_groups(cluster, bpffs):
         the_group(None, bpffs)
     assert caught.value.hint == f"choose one: --group {both[0]}"
     assert the_group(second, bpffs) == second
+
+
+def test_a_living_group_comes_before_one_that_was_left(cluster, bpffs):
+    """A group without members is not meant beside one that has some; of groups without members none is chosen."""
+    left, living = cluster(1), cluster(1)
+    left.kill(0)
+    assert the_group(None, bpffs) == GroupName("udp", living.address)
+    living.kill(0)
+    with pytest.raises(ConfigurationError, match="there are 2 groups"):
+        the_group(None, bpffs)
