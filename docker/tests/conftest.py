@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,12 @@ from engine import CONTROL_GROUPS, MIRROR, OUTSIDE, ROOT, Engine
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 DEADLINE = 60.0
 """Seconds after which something that must happen counts as not happening."""
+
+
+def pytest_configure() -> None:
+    """Clean up after SIGTERM too, and after SIGINT where a script runs this in the background: there it is ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
