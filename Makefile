@@ -25,7 +25,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        the benchmarks, and docs/performance.md with its plots from what they find"
 	@echo "make chaos        restarts, deaths and stalls under load: what becomes of every datagram; as root, 25 minutes"
-	@echo "make docker-test  the images and the compose file in a Docker engine of their own; as root, 5 to 10 minutes"
+	@echo "make docker-test  the images and the compose file in a Docker engine of their own; as root, about 5 minutes"
 	@echo "make bytecode     compile aiolb/bpf/balancer.c to balancer.bin with bcc"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make reference    docs/reference/cli.md and the manual in man/, from the commands' own help; the table of metrics"
@@ -57,7 +57,7 @@ chaos: $(FOR_TEST)
 	@$(VENV_PYTHON) -m chaos $(ARGS)
 
 docker-test: $(FOR_TEST)
-	@tools/debian-packages iproute2 mmdebstrap
+	@tools/debian-packages ca-certificates debian-archive-keyring iproute2 mmdebstrap
 	@$(VENV_PYTHON) -m pytest docker/tests $(ARGS)
 
 bytecode: $(FOR_RUN)

@@ -58,6 +58,15 @@ def test_pods_have_what_a_supervisor_needs() -> None:
         assert {"name": "bpffs", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}} in pod["volumes"]
 
 
+def test_only_the_new_pod_makes_it_ready() -> None:
+    """The DaemonSet's probe asks for members that joined after the pod's start: the old pod's are in the same group."""
+    (daemonset,) = objects(FOLDER / "daemonset.yaml")
+    (container,) = daemonset["spec"]["template"]["spec"]["containers"]
+    probe = container["readinessProbe"]["exec"]["command"]
+    (script,) = container["args"]
+    assert script.splitlines()[0] == f"touch {probe[probe.index('--newer') + 1]}"
+
+
 def test_sources_keep_their_addresses() -> None:
     """No datagram comes through a translation of its source; two versions fit on a node."""
     (daemonset,) = objects(FOLDER / "daemonset.yaml")
@@ -83,7 +92,7 @@ def container(tmp_path):
         # A group of its own: what the script leaves running ends with it, as it does with a container.
         started.append(
             subprocess.Popen(
-                [*spec["command"], *spec["args"]],
+                [*spec["command"], *(text.replace("/tmp/", f"{tmp_path}/") for text in spec["args"])],  # noqa: S108 - the pod's own
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -98,7 +107,7 @@ def container(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-SERVES = 'echo "$1"; trap "echo drained; exit 0" TERM; sleep 60 & wait'
+SERVES = 'trap "echo drained; exit 0" TERM; echo "$1"; sleep 60 & wait'
 
 
 def test_container_that_is_stopped_drains(container) -> None:

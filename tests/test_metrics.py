@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import re
 import subprocess
 import time
 from dataclasses import replace
@@ -198,42 +196,3 @@ def test_reference():
     text = module.DOCUMENT.read_text()
     assert metrics.table() in text
     assert module.with_table(text) == text
-
-
-def test_alerts(needs):
-    """Promtool takes the alert rules."""
-    command = [needs("promtool", "prometheus"), "check", "rules", str(ROOT / "examples/prometheus/alerts.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "6 rules found" in done.stdout) == (0, True), done.stderr
-
-
-def test_panels(needs, tmp_path):
-    """Promtool takes every query of the dashboard, and no panel lies over another."""
-    dashboard = json.loads((ROOT / "examples/grafana/aiolb.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    rules = [
-        {"record": f"query:{number}", "expr": query.replace("$__rate_interval", "1m").replace("$group", ".*")}
-        for number, query in enumerate(queries)
-    ]
-    assert len(rules) > len(dashboard["panels"])
-    path = tmp_path / "rules.yml"
-    path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))  # JSON is YAML
-    command = [needs("promtool", "prometheus"), "check", "rules", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, f"{len(rules)} rules found" in done.stdout) == (0, True), done.stderr
-    cells = [
-        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
-        for panel in dashboard["panels"]
-        for x in range(panel["gridPos"]["w"])
-        for y in range(panel["gridPos"]["h"])
-    ]
-    assert len(set(cells)) == len(cells)
-
-
-@pytest.mark.parametrize("name", ["prometheus/alerts.yml", "grafana/aiolb.json"])
-def test_examples_name_metrics_that_there_are(name):
-    """Alerts and dashboard ask for no metric that nobody serves."""
-    text = (ROOT / "examples" / name).read_text()
-    used = {re.sub("_bucket$", "", found) for found in re.findall(r"\baiolb_[a-z_]+", text)}
-    assert used
-    assert used <= {one.full_name for one in metrics.described()}

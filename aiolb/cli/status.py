@@ -48,6 +48,12 @@ class Reading:
     help="Time between the two looks that rates come from; 0 looks once, and tells totals only.",
 )
 @click.option("--member", type=click.IntRange(0), metavar="INDEX", help="Tell of this member only.")
+@click.option(
+    "--newer",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE",
+    help="Exit 1, too, while a member joined before FILE was last written: to wait for the end of a takeover.",
+)
 @click.option("--wide", is_flag=True, help="Print all columns, however wide the terminal is.")
 @bpffs_option
 @click.pass_context
@@ -58,6 +64,7 @@ def status(
     as_json: bool,
     interval: float,
     member: int | None,
+    newer: Path | None,
     wide: bool,
     bpffs: Path,
 ) -> None:
@@ -75,8 +82,15 @@ def status(
         click.echo(json.dumps({"groups": [_as_json(reading, of) for reading, of in zip(readings, shown, strict=True)]}))
     else:
         _show(readings, shown, bpffs, wide=wide)
-    if any(one.state != "alive" for members in shown for one in members):
+    old = [] if newer is None else _joined_before(newer.stat().st_mtime_ns, shown)
+    if old and not as_json:
+        click.echo(f"hint: index {', '.join(old)} joined before {newer} was written")
+    if old or any(one.state != "alive" for members in shown for one in members):
         ctx.exit(1)
+
+
+def _joined_before(moment_ns: int, shown: list[list[MemberSnapshot]]) -> list[str]:
+    return [str(one.index) for members in shown for one in members if one.kernel.joined_ns < moment_ns]
 
 
 def _readings(group: GroupName | None, interval: float, member: int | None, bpffs: Path) -> list[Reading]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +19,30 @@ PACKAGES = ["docker.io", "docker-cli", "docker-compose", "containerd", "tini"]
 START_TIMEOUT = 60.0
 """Seconds until a daemon that does not answer has failed to start."""
 STOP_TIMEOUT = 60.0
+OUTSIDE = [Path("/run/docker"), Path("/run/containerd")]
+"""Folders of the machine that the programs write to, whatever they are told. Left there with containerd's mode, they
+would keep a daemon that is installed later from starting containers (github.com/containerd/containerd/issues/10502)."""
+
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 class EngineError(Exception):
     """What a command of the engine said when it failed."""
+
+
+@contextmanager
+def _there(folders: list[Path]) -> Iterator[None]:
+    """Have these folders; those that were not there before go at the end."""
+    made = [folder for folder in folders if not folder.exists()]
+    for folder in made:
+        folder.mkdir()
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
 
 
 class Engine:
@@ -31,7 +51,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._programs = folder / "programs"
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PATH": f"{self._programs}/usr/sbin:{self._programs}/usr/bin:{os.environ['PATH']}",
             "DOCKER_HOST": f"unix://{folder}/docker.sock",
@@ -68,38 +88,47 @@ class Engine:
     def running(self, *, network: bool) -> Iterator[None]:
         """Run the daemon: in this machine's network, to build, or else in one of its own.
 
-        Its mounts are its own in any case, and end with it.
+        Its mounts are its own in any case, and end with it; it ends with the thread that started it.
         """
-        command = ["unshare", "--mount", *([] if network else ["--net"]), "sh", "-c"]
-        script = 'ip link set lo up; exec dockerd "$@"'
+        command = ["setpriv", "--pdeathsig=TERM", "unshare", "--mount", *([] if network else ["--net"]), "sh", "-ec"]
+        hide = " ".join(f"mount -t tmpfs hidden {path};" for path in OUTSIDE)
+        script = f'ip link set lo up; {hide} exec dockerd "$@"'
         options = {
             "data-root": self.folder / "data",
             "exec-root": self.folder / "exec",
             "pidfile": self.folder / "docker.pid",
-            "host": self._environment["DOCKER_HOST"],
+            "host": self.environment["DOCKER_HOST"],
             "config-file": self.folder / "daemon.json",
+            "cgroup-parent": f"/{self.folder.name}",
             "bridge": "none",
             "iptables": "false",
             "ip6tables": "false",
+            "ip-forward": "false",
             "ip-masq": "false",
             "userland-proxy": "false",
         }
         (self.folder / "daemon.json").write_text("{}")
         arguments = [f"--{name}={value}" for name, value in options.items()]
-        with (self.folder / "dockerd.log").open("ab") as log:
+        with _there(OUTSIDE), (self.folder / "dockerd.log").open("ab") as log:
             daemon = subprocess.Popen(
-                [*command, script, "dockerd", *arguments], env=self._environment, stdout=log, stderr=log
+                [*command, script, "dockerd", *arguments], env=self.environment, stdout=log, stderr=log
             )
-        try:
-            self._wait(daemon)
-            yield
-        finally:
-            daemon.terminate()
             try:
-                daemon.wait(STOP_TIMEOUT)
+                self._wait(daemon)
+                yield
             finally:
-                daemon.kill()
-                daemon.wait()
+                daemon.terminate()
+                try:
+                    daemon.wait(STOP_TIMEOUT)
+                finally:
+                    daemon.kill()
+                    daemon.wait()
+                    self._remove_control_groups()
+
+    def _remove_control_groups(self) -> None:
+        """Docker removes those of its containers, and leaves their parent, one for each hierarchy."""
+        for found in (*CONTROL_GROUPS.glob(self.folder.name), *CONTROL_GROUPS.glob(f"*/{self.folder.name}")):
+            found.rmdir()
 
     def _wait(self, daemon: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -112,7 +141,7 @@ class Engine:
         """Run ``docker``, whatever its status is."""
         return subprocess.run(
             ["docker", *arguments],  # noqa: S607 - found by the engine's own PATH
-            env=self._environment | environment,
+            env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -83,8 +83,14 @@ def test_next_version_takes_over(engine: Engine, pod, tmp_path, wait_until) -> N
     flood = ["flood", "127.0.0.1:10001", "--stamp", "--rate=1000", f"--sources={SOURCES}", "--json"]
     network = "--network=container:holder"
     engine.docker("run", "--detach", "--name=sender", network, "aiolb", *flood)
+    probe = CONTAINER["readinessProbe"]["exec"]["command"]
+    assert engine.ask("exec", first, *probe).returncode == 0
     second = pod("second")
     wait_until((tmp_path / "reports/first.json").exists, "the first one has drained")
+    # Ready is only who holds all places since its own start.
+    assert engine.ask("exec", second, *probe).returncode == 0
+    engine.docker("exec", second, "touch", probe[-1])
+    assert engine.ask("exec", second, *probe).returncode == 1
     engine.docker("stop", "sender")
     sent = json.loads(log(engine, "sender").splitlines()[-1])["sent_datagrams"]
     engine.docker("run", "--rm", network, "aiolb", *flood, f"--count={LATER}")

@@ -247,3 +247,31 @@ def test_a_table_of_routes(cluster, aiolb):
     assert {(owner, state, now) for _, _, owner, state, now in rows} == {("0", "alive", "0"), ("1", "dead", "0")}
     group.kill(0)
     assert {line.split()[-1] for line in aiolb("route", "127.0.0.1")[1][1:]} == {"nobody"}
+
+
+async def test_newer(bpffs, address, aiolb, tmp_path):
+    """While a member joined before a file was written the status is 1, and 0 as soon as all were taken over."""
+    options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--count", "2"]
+    written = tmp_path / "started"
+    ask = ["status", "--interval", "0", "--newer", str(written)]
+    assert aiolb(*ask)[0] == 2, "there is no such file"
+    async with (
+        Member(*options, "--index", "0", report=tmp_path / "0") as zero,
+        Member(*options, "--index", "1", report=tmp_path / "1") as one,
+    ):
+        await zero.ready()
+        await one.ready()
+        written.touch()
+        code, lines, _ = aiolb(*ask)
+        assert (code, lines[-1]) == (1, f"hint: index 0, 1 joined before {written} was written")
+        async with Member(*options, "--index", "0", "--takeover", report=tmp_path / "2") as former:
+            await former.ready()
+            await zero.ended()
+            code, lines, _ = aiolb(*ask)
+            assert (code, lines[-1]) == (1, f"hint: index 1 joined before {written} was written")
+            async with Member(*options, "--index", "1", "--takeover", report=tmp_path / "3") as latter:
+                await latter.ready()
+                await one.ended()
+                assert aiolb(*ask)[0] == 0
+                await latter.stop()
+            await former.stop()
