@@ -114,7 +114,9 @@ def test_known_bytes():
     assert str(Key(KEY_CUSTOM, digest=0xABC)) == "file 0000000000000abc"
 
 
-@pytest.mark.parametrize(("key", "hint"), [("flow", "the sender's port too: ADDR:PORT"), ("random", "only the slots")])
+@pytest.mark.parametrize(
+    ("key", "hint"), [("flow", "name the sender's port too: ADDR:PORT"), ("random", "only the slots are known")]
+)
 def test_a_source_that_does_not_tell(key, hint):
     """Where a source alone does not tell its place, that is said in one way, with what helps."""
     with pytest.raises(

@@ -99,7 +99,7 @@ class Key:
         """What is hashed for a source. Raises ConfigurationError where it does not tell that."""
         if (found := self.bytes_of(ip, port)) is not None:
             return found
-        hint = "the sender's port too: ADDR:PORT" if self.kind == KEY_FLOW else "only the slots are known"
+        hint = "name the sender's port too: ADDR:PORT" if self.kind == KEY_FLOW else "only the slots are known"
         raise ConfigurationError(f"a source alone does not tell where it goes: the key is {self}", hint=hint)
 
 

@@ -136,7 +136,7 @@ class Joined:
     others: tuple[sockets.Holder, ...] = ()
     key: Key | None = None
     reports: SharedReports | None = None
-    cautions: Mapping[str, AiolbError] = field(default_factory=dict)
+    cautions: Mapping[str, AiolbError] = field(default_factory=dict, hash=False)
 
 
 class UnmanagedPlace:

@@ -143,9 +143,9 @@ def test_locate(cluster, sources_v4, key):
 def test_locate_what_the_source_does_not_tell(cluster):
     """Without a port there is no flow to locate, and a random key is not located at all."""
     source = ip_address("127.0.0.1")
-    with pytest.raises(ConfigurationError, match=r"the key flow of the group at .* but the sender's port too"):
+    with pytest.raises(ConfigurationError, match="the key is flow"):
         cluster(2, key=FLOW).group.locate(source)
-    with pytest.raises(ConfigurationError, match="the key random of the group at"):
+    with pytest.raises(ConfigurationError, match="the key is random"):
         cluster(2, key=RANDOM).group.locate(source, 1)
     with pytest.raises(ConfigurationError, match="has the key random, not one of a key file"):
         cluster(2, key=RANDOM).group.locate_key(1, 2)

@@ -42,7 +42,7 @@ def test_groups(cluster, bpffs):
     assert group_names(bpffs) == both
     with pytest.raises(ConfigurationError, match="there are 2 groups") as caught:
         the_group(None, bpffs)
-    assert caught.value.hint == f"choose one: --group {both[0]}"
+    assert caught.value.hint == f"choose one, as in: --group {both[0]}"
     assert the_group(second, bpffs) == second
 
 
