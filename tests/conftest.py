@@ -16,6 +16,7 @@ import documents
 import pytest
 import structlog
 import uvloop
+from deadline import DEADLINE
 from hypothesis import settings
 
 from aiolb import loops
@@ -29,8 +30,6 @@ pytest_plugins = ["aiolb.testing.plugin"]
 
 IN_CI = os.environ.get("CI") == "true"
 
-DEADLINE = 30.0
-"""Seconds after which something that must happen counts as not happening; the other processes are busy too."""
 
 # A slow machine is no defect; in CI the same examples every time.
 settings.register_profile("aiolb", deadline=None, derandomize=IN_CI, database=None)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deadline import DEADLINE
+
 ROOT = Path(__file__).parent.parent
-DEADLINE = 30.0
-"""Seconds until a process that does not get ready has failed; the others are busy too."""
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
 
 

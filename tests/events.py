@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 20.0
-"""Seconds after which something that must happen counts as not happening."""
+from deadline import DEADLINE
 
 
 class Log:

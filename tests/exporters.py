@@ -13,9 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import serving
+from deadline import DEADLINE
 
-DEADLINE = 20.0
-"""Seconds after which something that must happen counts as not happening."""
 PORT = 10001
 MEMBERS = 3
 EXPORTERS = 12

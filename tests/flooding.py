@@ -7,11 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner, Result
+from deadline import DEADLINE
 
 from aiolb.cli.flood import flood
-
-DEADLINE = 20
-"""Seconds after which something that must happen counts as not happening."""
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import sys
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from deadline import DEADLINE
 
 PORT = 9000
 MANY = 20  # at a time
-DEADLINE = 20.0
 
 
 async def tcp(source: str) -> str:

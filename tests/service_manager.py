@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-DEADLINE = 10.0
-"""Seconds after which something that must happen counts as not happening."""
+from deadline import DEADLINE
 
 FIRST_DESCRIPTOR = 3
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from deadline import DEADLINE
+
 from aiolb.cli.members import MemberProcess
 
 AIOLB = (sys.executable, "-m", "aiolb")
 """The command line, as a process of its own."""
-DEADLINE = 20
-"""Seconds after which something that must happen counts as not happening."""
 
 
 class Member(MemberProcess):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from events import DEADLINE, until
+from deadline import DEADLINE
+from events import until
 from supervision import Answer
 
 from aiolb import sockets

@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import pytest
 import structlog.testing
-from events import DEADLINE, Log, children, gone, until
+from deadline import DEADLINE
+from events import Log, children, gone, until
 
 from aiolb.address import Address
 from aiolb.bpf.syscall import end_with_parent

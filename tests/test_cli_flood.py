@@ -13,6 +13,7 @@ import time
 
 import flooding
 import pytest
+from deadline import DEADLINE
 
 from aiolb.cli.flood_progress import line as progress_line
 from aiolb.cli.flood_progress import recent_rate
@@ -20,7 +21,7 @@ from aiolb.errors import ConfigurationError, KernelError
 from aiolb.send.statistics import PublisherStatistics
 from aiolb.stamp import stamp_from_wire
 
-DEADLINE, invoke, receive = flooding.DEADLINE, flooding.invoke, flooding.receive
+invoke, receive = flooding.invoke, flooding.receive
 receiver, target = flooding.receiver, flooding.target
 
 

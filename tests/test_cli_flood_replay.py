@@ -18,6 +18,7 @@ import flooding
 import pytest
 from captures import ethernet, ipv4, pcap, udp
 from click.testing import CliRunner
+from deadline import DEADLINE
 
 from aiolb.cli.flood import flood
 from aiolb.cli.flood_summary import _time
@@ -25,7 +26,7 @@ from aiolb.cli.main import main
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "how-to" / "replay.md").read_text()
 COMMAND = [sys.executable, "-m", "aiolb", "flood"]
-DEADLINE, receive = flooding.DEADLINE, flooding.receive
+receive = flooding.receive
 receiver, target = flooding.receiver, flooding.target
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import flooding
 import pytest
+from deadline import DEADLINE
 
 from aiolb.errors import ConfigurationError, KernelError, StartError
 from aiolb.stamp import stamp_from_wire
 
-DEADLINE, invoke, receive = flooding.DEADLINE, flooding.invoke, flooding.receive
+invoke, receive = flooding.invoke, flooding.receive
 receiver, target = flooding.receiver, flooding.target
 COMMAND = [sys.executable, "-m", "aiolb", "flood"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from deadline import DEADLINE
 
 from aiolb.cli.main import main
 
-DEADLINE = 20
 AIOLB = [sys.executable, "-m", "aiolb"]
 ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 

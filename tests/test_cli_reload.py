@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
+from deadline import DEADLINE
 
 from aiolb.cli.main import main
 
-DEADLINE = 20
 COMMAND = [sys.executable, "-m", "aiolb", "serve", "--bind", "127.0.0.1:0", "--balancer", "none"]
 APP = """
 from aiolb import Collector

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from deadline import DEADLINE
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -26,7 +27,6 @@ from aiolb.config import ServeConfig
 from aiolb.errors import StartError
 
 ROOT = Path(__file__).parent.parent
-DEADLINE = 20
 AIOLB = [sys.executable, "-m", "aiolb"]
 ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 NOBODY = 65534

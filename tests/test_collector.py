@@ -19,7 +19,6 @@ from aiolb.receive import choose
 from aiolb.server import ApplicationError, Server
 from aiolb.testing import SOURCE
 
-DEADLINE = 10
 LOCAL, LOCAL_V6 = Address("127.0.0.1", 0), Address("::1", 0)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -11,11 +11,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from deadline import DEADLINE
 from documents import ROOT
 
 FOLDER = ROOT / "examples" / "kubernetes"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))
-DEADLINE = 10.0
 
 
 def objects(path: Path) -> list[dict]:

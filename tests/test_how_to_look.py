@@ -6,7 +6,8 @@ import json
 import time
 
 import pytest
-from documents import DEADLINE, commands
+from deadline import DEADLINE
+from documents import commands
 
 DOCUMENT = "docs/how-to/look.md"
 

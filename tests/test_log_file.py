@@ -11,13 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from deadline import DEADLINE
 
 from aiolb.errors import ConfigurationError
 from aiolb.log_file import LogFile
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-DEADLINE = 20
 WRITER = """
 import json, sys
 from pathlib import Path

@@ -13,6 +13,7 @@ from itertools import pairwise
 import pytest
 import structlog
 import uvloop
+from deadline import DEADLINE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from aiolb.protocol import CURRENT_TRANSPORT, CollectorProtocol
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-DEADLINE = 10.0
 
 
 def run_on(loop_name, main):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from deadline import DEADLINE
 
 from aiolb.address import Address
 from aiolb.errors import AiolbError, ConfigurationError, KernelError, StartError, UnsupportedError
@@ -31,7 +32,6 @@ from aiolb.verification import Verifier, merge_reports
 TARGET = "127.0.0.1:9"
 V4 = Address("127.0.0.1", 9)
 V6 = Address("::1", 9)
-DEADLINE = 10
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

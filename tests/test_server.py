@@ -20,7 +20,6 @@ from aiolb.datagram_listener import DatagramListener
 from aiolb.errors import ConfigurationError, KernelError, StartError
 from aiolb.server import ApplicationError, Server
 
-DEADLINE = 10
 LOCAL = Address("127.0.0.1", 0)
 LOCAL_V6 = Address("::1", 0)
 

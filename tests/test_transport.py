@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 import structlog
 import uvloop
+from deadline import DEADLINE
 
 from aiolb.protocol import CollectorProtocol
 from aiolb.receive.plain import PlainReceiver
@@ -21,7 +22,6 @@ from aiolb.transport import DatagramTransport, create_transport
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-DEADLINE = 10.0
 HEADER = 8
 
 

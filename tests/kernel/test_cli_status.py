@@ -14,7 +14,8 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 import streams
-from serving import DEADLINE, Member
+from deadline import DEADLINE
+from serving import Member
 from supervision import Supervisor, until
 
 from aiolb import sockets

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from events import DEADLINE, Log
+from deadline import DEADLINE
+from events import Log
 
 from aiolb.application import load
 from aiolb.testing import collector

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from deadline import DEADLINE
 
 from aiolb import port_check, sockets
 from aiolb.address import Address
@@ -21,7 +22,6 @@ from aiolb.bpf.members import join_all
 from aiolb.bpf.steering import JoinOptions
 from aiolb.diagnosis import Level
 
-DEADLINE = 30
 NOBODY = 65534
 DOCTOR = [sys.executable, "-m", "aiolb", "doctor", "--json"]
 # The same, but for half a second that bcc takes.

@@ -20,11 +20,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from deadline import DEADLINE
 
 TESTS = Path(__file__).parent.parent
 PAGE = (TESTS.parent / "docs" / "how-to" / "library.md").read_text()
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-DEADLINE = 20.0
 PROGRAMS = {"asyncio": "tcp", "uvicorn": "http", "aiohttp": "http", "quic": "quic"}
 SOURCES = [f"127.0.{number // 200 + 1}.{number % 200 + 1}" for number in range(60)]
 

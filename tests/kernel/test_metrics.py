@@ -12,8 +12,9 @@ from functools import partial
 
 import pytest
 import streams
+from deadline import DEADLINE
 from prometheus_client.parser import text_string_to_metric_families
-from serving import DEADLINE, Member
+from serving import Member
 from supervision import Supervisor
 
 from aiolb import sockets

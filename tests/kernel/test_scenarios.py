@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import serving
+from deadline import DEADLINE
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -26,7 +27,7 @@ from aiolb.verification import merge_reports
 HERE = Path(__file__).parent
 SOURCES = 300
 EACH = 5
-DEADLINE, Member = serving.DEADLINE, serving.Member
+Member = serving.Member
 
 
 async def until(condition):

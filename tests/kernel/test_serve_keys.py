@@ -17,6 +17,7 @@ from threading import Timer
 import pytest
 import serving
 import supervision
+from deadline import DEADLINE
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -25,7 +26,6 @@ from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 
 AIOLB = [sys.executable, "-m", "aiolb"]
-DEADLINE = serving.DEADLINE
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/how-to/keys.md"
 SESSION = Path(__file__).parent.parent.parent / "examples/keys/session.c"
 TABLE = """int key_of(const struct packet *packet, struct key *key)

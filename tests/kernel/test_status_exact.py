@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack, closing
 
 import pytest
 import streams
-from serving import AIOLB, DEADLINE, Member
+from deadline import DEADLINE
+from serving import AIOLB, Member
 from supervision import Supervisor, until
 
 from aiolb import sockets

@@ -14,9 +14,9 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from deadline import DEADLINE
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
-DEADLINE = 30.0
 
 
 class Terminal:
