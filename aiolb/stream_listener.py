@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 from aiolb import listening
 from aiolb.acceptor import Acceptor
@@ -143,16 +144,10 @@ class StreamListener(Listener):
 
     def statistics(self) -> StreamSocketStatistics:
         """What this socket accepted so far."""
-        connections = self.connections.statistics()
         return StreamSocketStatistics(
             bind=str(self.address),
             balancer=self.balancer,
-            accepted=connections.accepted,
-            open=connections.open,
-            closed=connections.closed,
-            errors=connections.errors,
-            abandoned=connections.abandoned,
-            received_bytes=connections.received_bytes,
+            **asdict(self.connections.statistics()),
             waiting=self._waiting(),
             kernel_drops=self.memory().drops,
         )

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 import structlog.testing
+from recording import Recording
 
 from aiolb import Collector, sockets
 from aiolb.address import Address
@@ -46,20 +47,8 @@ def send():
         yield send
 
 
-class Recorder(Collector):
+class Recorder(Recording, Collector):
     """Notes what happens to it; a handler of ``wait`` waits for ``gate``."""
-
-    def __init__(self):
-        self.calls = []
-        self.gate = asyncio.Event()
-
-    async def startup(self):
-        """Note it."""
-        self.calls.append("startup")
-
-    async def shutdown(self):
-        """Note it."""
-        self.calls.append("shutdown")
 
     async def handle(self, datagram, _addr):
         """Note it, and wait when it says so."""

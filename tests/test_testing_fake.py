@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import structlog.testing
+from recording import Recording
 
 from aiolb import AiolbError, Collector, ConfigurationError
 from aiolb.builtin import Echo
@@ -39,20 +40,8 @@ async def until(condition):
         await asyncio.sleep(0)
 
 
-class Recorder(Collector):
+class Recorder(Recording, Collector):
     """Notes what happens to it; ``wait`` waits for ``gate``, ``raise …`` raises."""
-
-    def __init__(self):
-        self.calls = []
-        self.gate = asyncio.Event()
-
-    async def startup(self):
-        """Note it."""
-        self.calls.append("startup")
-
-    async def shutdown(self):
-        """Note it."""
-        self.calls.append("shutdown")
 
     async def handle(self, datagram, addr):
         """Note it, and do what it says."""

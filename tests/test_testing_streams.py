@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 import structlog.testing
+from recording import Recording
 
 from aiolb import AiolbError, ConfigurationError, StreamCollector, StreamStatistics
 from aiolb.builtin_streams import EchoStream
@@ -23,20 +24,8 @@ def logged():
         yield events
 
 
-class Lines(StreamCollector):
+class Lines(Recording, StreamCollector):
     """Notes lines and answers with their number; ``wait`` waits for ``gate``, ``raise`` raises, ``bye`` ends."""
-
-    def __init__(self):
-        self.calls = []
-        self.gate = asyncio.Event()
-
-    async def startup(self):
-        """Note it."""
-        self.calls.append("startup")
-
-    async def shutdown(self):
-        """Note it."""
-        self.calls.append("shutdown")
 
     async def handle_stream(self, reader, writer):
         """Note each line, and do what it says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
 from aiolb.config import ServeConfig
@@ -213,16 +214,10 @@ class FakeStreamListener:
 
     def statistics(self) -> StreamSocketStatistics:
         """What was accepted so far."""
-        connections = self.connections.statistics()
         return StreamSocketStatistics(
             bind=str(self.address),
             balancer=self.balancer,
-            accepted=connections.accepted,
-            open=connections.open,
-            closed=connections.closed,
-            errors=connections.errors,
-            abandoned=connections.abandoned,
-            received_bytes=connections.received_bytes,
+            **asdict(self.connections.statistics()),
             waiting=len(self._waiting),
             kernel_drops=0,
         )
