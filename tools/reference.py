@@ -31,11 +31,8 @@ def contexts(
     """A command and those below it, hidden ones left out."""
     context = command.make_context(name, [], parent=parent, resilient_parsing=True)
     yield context
-    if isinstance(command, click.Group):
-        for below in command.list_commands(context):
-            found = command.get_command(context, below)
-            if found is not None and not found.hidden:
-                yield from contexts(found, below, context)
+    for below, found in visible(context).items():
+        yield from contexts(found, below, context)
 
 
 def help_of(command: click.Command) -> str:
@@ -54,11 +51,18 @@ def markdown(context: click.Context) -> str:
         lines += [f"| `{_cell(names)}` | {_prose(text)} |" for names, text in records]
     if isinstance(context.command, click.Group):
         lines += ["", "| command | meaning |", "| --- | --- |"]
-        for name, command in sorted(context.command.commands.items()):
-            if not command.hidden:
-                anchor = f"{context.command_path} {name}".replace(" ", "-")
-                lines.append(f"| [`{name}`](#{anchor}) | {_prose(first_sentence(command))} |")
+        for name, command in visible(context).items():
+            anchor = f"{context.command_path} {name}".replace(" ", "-")
+            lines.append(f"| [`{name}`](#{anchor}) | {_prose(first_sentence(command))} |")
     return "\n".join(lines) + "\n"
+
+
+def visible(context: click.Context) -> dict[str, click.Command]:
+    """The subcommands that are for people; none where there are no subcommands."""
+    if not isinstance(group := context.command, click.Group):
+        return {}
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None and not command.hidden}
 
 
 def first_sentence(command: click.Command) -> str:
@@ -81,7 +85,7 @@ def manual(context: click.Context) -> str:
     context.command = copy(context.command)
     context.command.short_help = first_sentence(context.command)
     if isinstance(context.command, click.Group):
-        below = {name: copy(command) for name, command in context.command.commands.items() if not command.hidden}
+        below = {name: copy(command) for name, command in visible(context).items()}
         for command in below.values():
             command.short_help = first_sentence(command)
         context.command.commands = below
