@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,9 @@ PROC = Path("/proc")
 
 _OK, _WARNING, _PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
 
+
+OLDEST_KERNEL = (5, 8)
+"""The first with CAP_BPF, and with ring buffers (Linux kernel commit 457f44363a88)."""
 
 USES = {
     Capability.CAP_BPF: ("loading the balancer", _PROBLEM),
@@ -54,6 +58,7 @@ def examine(
 def _examine(addresses: Iterable[Address], bpffs: Path, protocol: str) -> Iterator[Diagnosis]:
     held, call = capabilities.effective(), probe.bpf_call()
     bpf = call.support is not Support.NO
+    yield kernel(os.uname())
     yield from capability_checks(held, machine=capabilities.count_for_the_machine())
     yield Diagnosis("seccomp", _PROBLEM if not bpf else _OK if call else _WARNING, call.reason, call.hint)
     yield unprivileged_bpf(call, privileged=Capability.CAP_BPF in held)
@@ -69,6 +74,16 @@ def _examine(addresses: Iterable[Address], bpffs: Path, protocol: str) -> Iterat
         yield receive_buffer()
     for address in addresses:
         yield port_check.check(address, bpffs, bpf=bpf, protocol=protocol)
+
+
+def kernel(system: os.uname_result) -> Diagnosis:
+    """Its release beside the oldest one that aiolb is for; what else it can do is probed, for releases are patched."""
+    found = f"{system.sysname} {system.release}, {system.machine}"
+    release = re.match(r"(\d+)\.(\d+)", system.release)
+    if system.sysname == "Linux" and release and (int(release[1]), int(release[2])) >= OLDEST_KERNEL:
+        return Diagnosis("kernel", _OK, found)
+    oldest = ".".join(map(str, OLDEST_KERNEL))
+    return Diagnosis("kernel", _WARNING, f"{found}; aiolb is for Linux {oldest} or newer", "install a newer kernel")
 
 
 def capability_checks(held: frozenset[Capability], *, machine: bool = True) -> Iterator[Diagnosis]:

@@ -76,6 +76,26 @@ def test_capabilities(held, machine, levels):
         assert missing.fix.endswith("; in a unit: AmbientCapabilities=CAP_BPF; docker run --cap-add BPF")
 
 
+@pytest.mark.parametrize(
+    ("release", "level"),
+    [
+        ("5.8.0", Level.OK),
+        ("5.10.0-28-amd64", Level.OK),
+        ("6.18.44-fc", Level.OK),
+        ("10.0", Level.OK),
+        ("5.7.19", Level.WARNING),
+        ("4.19.0-27-cloud-amd64", Level.WARNING),
+        ("unknown", Level.WARNING),
+    ],
+)
+def test_the_kernel(release, level):
+    """Its release is told; one that is too old is named as such, with what to do."""
+    found = doctor.kernel(os.uname_result(("Linux", "host", release, "#1 SMP", "x86_64")))
+    assert (found.check, found.level) == ("kernel", level)
+    assert found.found.startswith(f"Linux {release}, x86_64")
+    assert (found.fix is None) is (level is Level.OK)
+
+
 @pytest.fixture
 def unprivileged_bpf(tmp_path):
     """What is said of the sysctl: ``unprivileged_bpf("2", privileged=False, support=Support.UNKNOWN)``."""
@@ -364,7 +384,16 @@ def test_json(free, taken):
     levels = [one["level"] for one in said["checks"]]
     assert (said["problems"], said["warnings"]) == (levels.count("problem"), levels.count("warning"))
     assert {*checks} == {
-        *("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "seccomp", "unprivileged bpf", "balancer"),
+        *(
+            "kernel",
+            "CAP_BPF",
+            "CAP_NET_ADMIN",
+            "CAP_PERFMON",
+            "CAP_SYS_ADMIN",
+            "seccomp",
+            "unprivileged bpf",
+            "balancer",
+        ),
         *("batch updates", "batch lookups", "ring buffer", "memlock", "membarrier", "UDP GRO", "UDP GSO", "bpffs"),
         *("bcc", "receiver", "sender", "receive buffer", str(free), str(taken)),
     }
