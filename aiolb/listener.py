@@ -108,6 +108,11 @@ class Listener(ABC):
         binding.reopen(joined.sock)
         return cls(address, joined, application, config, forget=False)
 
+    def undo(self) -> None:
+        """Take the group away in ``close()`` if there was none before: for a start that fails."""
+        if isinstance(self._place, Membership) and self._place.group.made:
+            self._forget = True
+
     @property
     def count(self) -> int:
         """The group's number of members when it was last looked at."""

@@ -97,7 +97,7 @@ class AllPlaces:
     def __init__(self, groups: Sequence[Members], *, forget: Sequence[bool], protocol: str) -> None:
         self._groups = groups
         self._protocol = protocol
-        self._forget = forget
+        self._forget = list(forget)
 
     @classmethod
     def open(cls, config: ServeConfig, given: Given | None = None) -> AllPlaces:
@@ -113,7 +113,7 @@ class AllPlaces:
                     binding.renew(sock, config)
                 with sockets.reserved_port(address, config.protocol) as numbered:
                     group = members.join_all(numbered, binding.binder(config), JoinOptions.of(config), given=kept)
-                on_error.callback(group.close)
+                on_error.callback(group.close, forget=group.made)
                 remarks.on_joined(numbered, group, group[0].sock, binding.queue(config), unpinned=group.unpinned)
                 groups.append(group)
             descriptors.allow(DESCRIPTORS * len(groups[0]), f"{len(groups[0]):,} workers")
@@ -198,6 +198,10 @@ class AllPlaces:
             group.check_removable()
         for group in self._groups:
             group.remove()
+
+    def undo(self) -> None:
+        """Take those groups away in ``close()`` that were not there before: for a start that fails."""
+        self._forget = [forget or group.made for group, forget in zip(self._groups, self._forget, strict=True)]
 
     def close(self) -> None:
         """Close sockets and descriptors. Idempotent."""

@@ -124,6 +124,8 @@ class Server:
                 privileges.drop(self._identity)
         except BaseException:
             self._stopped = True
+            for listener in self.listeners:
+                listener.undo()
             try:
                 await self._leave()
             finally:

@@ -381,6 +381,8 @@ class Supervisor:
         await self._metrics.close()
         if self._started:
             _log.info("stopping", graceful_timeout=self._config.graceful_timeout, kept=self._store.complete)
+        else:
+            self._places.undo()
         try:
             if not self._store.complete:
                 for member in self._members:

@@ -112,6 +112,8 @@ class Group(GroupState):
 
     def __init__(self, address: Address, pins: Pins | Unpinned, objects: Objects) -> None:
         super().__init__(address, pins, objects)
+        self.made = False
+        """Whether there was no group before: a start that fails takes it away again."""
         self._wanted: GroupOptions | None = None
         self._program_kept = False
 
@@ -154,6 +156,7 @@ class Group(GroupState):
                 objects = Objects.create(address, pins, options)
                 on_error.callback(objects.close)
                 group = cls(address, pins, objects)
+                group.made = True
             yield group
             on_error.pop_all()
 

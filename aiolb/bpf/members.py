@@ -83,6 +83,11 @@ class Members:
         """The group with its slots; None without eBPF. It is closed with the members."""
         return self._chosen.group
 
+    @property
+    def made(self) -> bool:
+        """Whether there was no group before."""
+        return self.group is not None and self.group.made
+
     def check_removable(self) -> None:
         """Raise ConfigurationError where ``remove()`` would."""
         check_count(len(self) - 1)
