@@ -21,7 +21,7 @@ def count(number: float | None) -> str:
         return "-"
     whole = round(number)
     if len(str(whole)) <= _SHORT:
-        return str(whole) if number >= 10 or whole == number else f"{number:.1f}"  # noqa: PLR2004 - two digits are enough
+        return str(whole) if number >= 9.95 or whole == number else f"{number:.1f}"  # noqa: PLR2004 - two digits are enough
     return _scaled(number, 1000, _THOUSANDS)
 
 
