@@ -88,6 +88,12 @@ def test_a_duration_of_nothing(receiver, target):
     receive(receiver, 0)
 
 
+def test_one_datagram(receiver, target):
+    """One is told of as one."""
+    assert invoke(target, "--count", "1").stdout.startswith("sent 1 datagram (64 bytes)")
+    receive(receiver, 1)
+
+
 def test_nobody_listens(receiver, target):
     """Refusals are told in the summary, and are no failure."""
     receiver.connect(("127.0.0.1", 9))  # keeps the port, and takes nothing from us

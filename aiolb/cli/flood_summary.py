@@ -55,8 +55,9 @@ def _sent(publisher: Sending, statistics: PublisherStatistics) -> list[str]:
     asked = "" if statistics.rate_asked is None else f" of {statistics.rate_asked:,g}/s asked"
     reached = f"{rate:,.{digits(rate)}f}/s{asked}"
     trains = f", {statistics.trains:,} trains" if statistics.trains else ""
+    sent = _number(statistics.sent, "datagram")
     return [
-        f"sent {statistics.sent:,} datagrams ({statistics.bytes:,} bytes{trains}) to {publisher.config.target}",
+        f"sent {sent} ({statistics.bytes:,} bytes{trains}) to {publisher.config.target}",
         f"from {_number(statistics.sources, 'source')} in {statistics.seconds:,.2f} s, {reached}",
     ]
 
