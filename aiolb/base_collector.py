@@ -82,7 +82,7 @@ class BaseCollector:
     ) -> None:
         """Serve until SIGTERM, SIGINT, a takeover or ``stop()``; returns after a graceful stop.
 
-        ``settings`` are the fields of :class:`aiolb.config.ServeConfig`; ``bind`` may be text, ``HOST:PORT``, or
+        ``settings`` are the fields of :class:`aiolb.ServeConfig`; ``bind`` may be text, ``HOST:PORT``, or
         several of them, and ``metrics`` too. Log events go to standard error, or are appended to ``log_file``, which
         SIGUSR1 reopens. Raises ConfigurationError for settings or a class that cannot work, StartError when the start
         failed.

@@ -41,7 +41,7 @@ KERNEL = (
     Rated(
         "balancer",
         probe.balancer,
-        "without it there is no failover, no takeover and no statistics",
+        "without it there is no failover, no takeover and no `aiolb status`",
         no=Level.PROBLEM,
         unknown=Level.PROBLEM,
         bpf=True,

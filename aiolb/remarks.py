@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiolb.address import Address
     from aiolb.errors import AiolbError
 
-FALLBACK = "no failover, slots, takeover or statistics; affinity only while all members run"
+FALLBACK = "no failover, slots, takeover or aiolb status; affinity only while all members run"
 """What the classic balancer lacks."""
 _UNPINNED = "no other process can look at the group, join it or take it over, and its seed is gone when it stops"
 

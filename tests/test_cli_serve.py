@@ -526,7 +526,7 @@ async def test_without_privileges(powerless, tmp_path):
     assert ready["balancer"] == "classic"
     fallback, capped = list(process.events)[:2]
     assert (fallback["event"], fallback["level"]) == ("balancer_fallback", "warning")
-    assert fallback["missing"].startswith("no failover, slots, takeover or statistics")
+    assert fallback["missing"].startswith("no failover, slots, takeover or aiolb status")
     assert fallback["reason"]
     assert fallback["hint"]
     assert (capped["event"], capped["level"]) == ("receive_buffer_capped", "warning")

@@ -74,7 +74,7 @@ def test_a_fallback(remarked):
             "balancer": "classic",
             "reason": "this user may not load BPF programs",
             "hint": "run as root",
-            "missing": "no failover, slots, takeover or statistics; affinity only while all members run",
+            "missing": "no failover, slots, takeover or aiolb status; affinity only while all members run",
         }
     ]
 

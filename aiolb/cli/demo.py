@@ -151,7 +151,7 @@ def _introduce(balancer: str, address: Address, count: int, publisher: Publisher
     if balancer == "classic":
         click.echo(
             "Without CAP_BPF and a BPF file system the classic balancer steers: affinity,\n"
-            "but no failover, slots, takeover or statistics. As root the eBPF balancer would."
+            "but no failover, slots, takeover or aiolb status. As root the eBPF balancer would."
         )
     click.echo(
         f"{count} members at {address}, {balancer} balancer\n"
