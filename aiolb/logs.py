@@ -41,8 +41,11 @@ class _Stream(Protocol):
 
 
 def add_member(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Processor for structlog: add ``MEMBER`` to an event; what the event says itself comes first."""
-    return {**MEMBER.get({}), **event}
+    """Processor for structlog: add ``MEMBER`` to an event; what the event says itself comes first.
+
+    Who joins without a count does not know it before.
+    """
+    return {**{name: value for name, value in MEMBER.get({}).items() if value is not None}, **event}
 
 
 def drop_empty_hint(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -37,6 +37,16 @@ def test_json():
     assert event == {"index": 1, "count": 3, "bind": "127.0.0.1:9", "event": "ready", "pid": 5, "level": "info"}
 
 
+def test_a_count_that_is_not_known():
+    """Who joins without a count says nothing of it until it has joined."""
+    token = logs.MEMBER.set({"index": 1, "count": None, "bind": "127.0.0.1:9"})
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    structlog.get_logger().info("metrics")
+    logs.MEMBER.reset(token)
+    assert json.loads(stream.getvalue()).keys() == {"index", "bind", "event", "level", "timestamp"}
+
+
 @pytest.mark.usefixtures("member")
 def test_console():
     """A line for people has the event first, then the member, then its fields, in that order."""
