@@ -225,10 +225,11 @@ class Pins:
                 self._mount(deadline)
         except OSError as error:
             kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
+            make = "" if self.bpffs.exists() else f"mkdir -p {self.bpffs} && "
             raise kind(
                 f"no BPF file system is mounted at {self.bpffs}, and mounting it failed: {error.strerror}",
                 errno=error.errno,
-                hint=f"as root: mount -t bpf bpf {self.bpffs}; docker run -v {self.bpffs}:{self.bpffs}",
+                hint=f"as root: {make}mount -t bpf bpf {self.bpffs}; docker run -v {self.bpffs}:{self.bpffs}",
             ) from error
 
     def _mount(self, deadline: float) -> None:

@@ -225,6 +225,8 @@ def test_a_mistyped_bpffs(python, private_mounts, tmp_path):
     answer = python(JOIN, "ebpf", tmp_path / "mistyped", 0, 0, prefix=private_mounts)
     assert answer["error"] == "KernelError"
     assert answer["message"].endswith("mistyped, and mounting it failed: No such file or directory")
+    mistyped = tmp_path / "mistyped"
+    assert answer["hint"].startswith(f"as root: mkdir -p {mistyped} && mount -t bpf bpf {mistyped};")
     assert not (tmp_path / "mistyped").exists()
 
 
