@@ -25,6 +25,8 @@ RETRY = 0.25
 """Seconds between two looks whether the process that is taken over has given its port up; nobody tells."""
 TIMEOUT = 5.0
 """Seconds that a client may let its connection be silent."""
+CLIENTS = 32
+"""Connections at a time; more are closed, for each takes a thread and a descriptor from the collector."""
 
 _log = structlog.get_logger(__name__)
 
@@ -128,6 +130,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, address: Address, app: Callable[..., Any]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self._places = threading.BoundedSemaphore(CLIENTS)
         super().__init__((address.host, address.port), _Handler)
         self.set_app(app)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="metrics", daemon=True)
@@ -140,6 +143,25 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there is a place; the client finds its connection closed otherwise."""
+        if not self._places.acquire(blocking=False):
+            _log.debug("metrics_refused", clients=CLIENTS, client=client_address[0])
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class has them
         """A client that has gone is no error of ours; whatever else it is, the collector goes on."""

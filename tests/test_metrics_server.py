@@ -128,3 +128,20 @@ def test_a_silent_client_holds_nobody_up(run):
                     assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(events))
 
     run(scenario())
+
+
+def test_no_more_clients_than_there_are_places(run, monkeypatch):
+    """A connection too many is closed at once and takes no thread; when another one ends there is a place again."""
+    monkeypatch.setattr(metrics_server, "CLIENTS", 1)
+
+    async def scenario():
+        with structlog.testing.capture_logs() as events:
+            async with MetricsServer(FREE, list) as server:
+                address = ("127.0.0.1", server._server.server_port)
+                with socket.create_connection(address), socket.create_connection(address, timeout=10) as refused:
+                    assert await asyncio.to_thread(refused.recv, 1) == b""
+                await until(lambda: server._server._places._value == 1)
+                assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(events))
+        assert [event["client"] for event in events if event["event"] == "metrics_refused"] == ["127.0.0.1"]
+
+    run(scenario())
