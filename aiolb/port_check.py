@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from aiolb import sockets
@@ -60,6 +60,11 @@ def _shared(name: GroupName, sharing: Sequence[Occupant], bpffs: Path, *, bpf: b
     if not strangers:
         return Diagnosis(str(address), Level.OK, group)
     before = f"{group}; " if group else ""
+    neighbours = _of_other_groups(name, strangers, bpffs) if bpf else []
+    if len(neighbours) == len(strangers):
+        found = f"{before}another group has the port ({_listed(neighbours)}): {_consequence(address, neighbours)}"
+        return Diagnosis(str(address), Level.WARNING, found, "choose another port, unless that is what you want")
+    strangers = [stranger for stranger in strangers if stranger not in neighbours]
     who = _listed(strangers)
     if any(stranger.reuseport is None for stranger in strangers):
         found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
@@ -75,6 +80,16 @@ def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[
     unseen = [occupant for occupant in sharing if occupant.cookie is None]
     strange = [occupant for occupant in sharing if occupant.cookie is not None and occupant.cookie not in members]
     return strange if len(unseen) <= len(members.keys() - seen) else strange + unseen
+
+
+def _of_other_groups(name: GroupName, strangers: Sequence[Occupant], bpffs: Path) -> list[Occupant]:
+    """Those that are members at another address with the same port; groups that may not be opened have none."""
+    found: list[Occupant] = []
+    for other in {stranger.address for stranger in strangers if stranger.address is not None} - {name.address}:
+        with suppress(StartError):
+            members, _ = _members(GroupName(name.protocol, other), bpffs)
+            found += [stranger for stranger in strangers if stranger.cookie in members]
+    return found
 
 
 def _consequence(address: Address, strangers: Sequence[Occupant]) -> str:

@@ -413,6 +413,18 @@ def test_a_stranger_beside_a_group(cluster, bpffs):
     assert found.found.startswith(f"a group of 2 with 2 alive (pid {os.getpid()}); a socket with SO_REUSEPORT is in no")
 
 
+def test_a_group_at_another_address(cluster, bpffs):
+    """Members of another group on the port are none to end, but what comes to their address is theirs."""
+    group = cluster(count=2)
+    found = port_check.check(Address("0.0.0.0", group.address.port), bpffs)
+    assert found.level is Level.WARNING
+    assert found.found == (
+        f"another group has the port (pid {os.getpid()}, user root): "
+        f"it is bound to {group.address}, and the narrower address gets what is sent to it"
+    )
+    assert found.fix == "choose another port, unless that is what you want"
+
+
 def test_a_group_that_may_not_be_looked_at(diagnose, cluster, powerless):
     """As many sockets as there are members are taken for them where they cannot be told apart; one more is not."""
     group = cluster(count=2)
