@@ -142,7 +142,7 @@ def _facts(name: GroupName, it: Group) -> dict[str, Any]:
         "count": statistics.count,
         "alive": sum(member.alive for member in statistics.members),
         "strict": statistics.strict,
-        "seed": statistics.seed,
+        "seed": str(statistics.seed),  # many a reader of JSON would lose half of its 128 bits
         "owner": f"{owner}:{group_name(owner.gid)}",
         "prepared": owner.prepared,
         "members": [_member(member) for member in statistics.members],
