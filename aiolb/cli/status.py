@@ -149,10 +149,10 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Pat
 
 def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> None:
     kernel = group.kernel
-    alive = sum(one.kernel.alive for one in group.members)
-    what = "stale: nobody is alive" if group.stale else f"{alive} of {kernel.count} members alive"
+    what = "stale: nobody is alive" if group.stale else units.alive(group)
+    well = all(one.state == "alive" for one in group.members)
     console.print(f"{group.name.protocol} {group.name.address}", style="bold", end="")
-    console.print(f"  {what}", style="bold red" if alive < kernel.count else "green")
+    console.print(f"  {what}", style="green" if well else "bold red")
     since = units.moment(group.created_ns, datetime.now(UTC))
     settings = [f"balancer {group.balancer}", f"key {kernel.key}", *(["strict"] if kernel.strict else [])]
     for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):
