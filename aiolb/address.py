@@ -78,11 +78,15 @@ def _partition(text: str) -> tuple[str, str | None]:
         return host, rest[1:] if rest else None
     if text.count(":") > 1:
         # ::1:5 may be an address, or ::1 and a port.
-        raise ConfigurationError(
-            f"{text!r} is no address", hint=f"write an IPv6 address in brackets, as [{text}]:10001"
-        )
+        raise ConfigurationError(f"{text!r} is no address", hint=_hint_of_colons(text))
     host, colon, port = text.partition(":")
     return host, port if colon else None
+
+
+def _hint_of_colons(text: str) -> str:
+    with suppress(ValueError):
+        return f"write an IPv6 address in brackets, as [{ip_address(text)}]:{DEFAULT_PORT}"
+    return f"write HOST:PORT, and an IPv6 address in brackets, as [::1]:{DEFAULT_PORT}"
 
 
 def parse_address(text: str, *, default_port: int | None = DEFAULT_PORT) -> Address:

@@ -114,4 +114,8 @@ def against_drops(limit: int) -> str:
     """What to do when the kernel drops packets; ``limit``: bytes that the receive queue may have (SO_MEMINFO)."""
     # The kernel has doubled what was asked for, for its overhead (socket(7)): this is twice of that.
     mebibytes = max(limit >> 20, 1)
-    return f"--rcvbuf {mebibytes}M (as root: sysctl -w net.core.rmem_max={mebibytes << 20}), or more members"
+    most = sockets.receive_buffer_limit()
+    # Who sets the sysctl to less than it is takes room away from everybody.
+    enough = most is not None and most >= mebibytes << 20
+    sysctl = "" if enough else f" (as root: sysctl -w net.core.rmem_max={mebibytes << 20})"
+    return f"--rcvbuf {mebibytes}M{sysctl}, or more members"

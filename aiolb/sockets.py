@@ -24,6 +24,7 @@ _SO_DETACH_FILTER = 27
 # And include/uapi/linux/udp.h.
 _UDP_GRO = 104
 
+_RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 _MEMINFO = struct.Struct("=9I")
 
 KINDS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
@@ -306,6 +307,13 @@ def set_receive_buffer(sock: socket.socket, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def receive_buffer_limit() -> int | None:
+    """Bytes of receive buffer that who has no CAP_NET_ADMIN may have; None where the kernel does not say."""
+    with suppress(OSError, ValueError):  # an older kernel shows it in the first network namespace only
+        return int(_RMEM_MAX.read_text())
+    return None
 
 
 def enable_gro(sock: socket.socket) -> bool:

@@ -99,6 +99,20 @@ def test_what_is_refused(text, part):
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("fd00::5", "write an IPv6 address in brackets, as [fd00::5]:10001"),
+        ("tcp:127.0.0.1:9", "write HOST:PORT, and an IPv6 address in brackets, as [::1]:10001"),
+    ],
+)
+def test_too_many_colons(text, hint):
+    """What is put into brackets by the hint is an IPv6 address."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_address(text)
+    assert caught.value.hint == hint
+
+
 def test_a_port_may_be_required():
     """Without a default, the port must be there."""
     assert split_host_port("name:9", default_port=None) == ("name", 9)

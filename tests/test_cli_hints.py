@@ -9,6 +9,7 @@ import pytest
 from test_top import group, member
 
 from aiolb.bpf import snapshot
+from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.snapshot import State
 from aiolb.cli.hints import Hint, hints
 from aiolb.cli.texts import folded
@@ -100,6 +101,20 @@ def test_an_uneven_group(rate, uneven):
     if uneven:
         assert found[0].what == "member 0 gets 1.8 times its part of the datagrams"
         assert found[0].fix.startswith("aiolb rebalance --group 127.0.0.1:9000 --dry-run")
+
+
+def test_an_uneven_group_of_connections():
+    """Of TCP it is connections that are told of."""
+    before, after = (
+        replace(
+            group(*(member(index, second=second, received=second * 900 * (1 - index)) for index in (0, 1))),
+            name=GroupName.parse("tcp:127.0.0.1:9000"),
+            taken=50.0 + second,
+        )
+        for second in (0, 1)
+    )
+    (hint,) = hints(after, after.members, snapshot.rates(before, after))
+    assert hint.what == "member 0 gets 2.0 times its part of the connections"
 
 
 def test_folded_lines():

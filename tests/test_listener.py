@@ -163,8 +163,9 @@ async def test_outside_of_a_smaller_group(place, logged):
         assert [event["event"] for event in logged] == ["count_changed", "count_changed", "outside"]
 
 
-async def test_drops_are_logged_now_and_then(place, logged):
+async def test_drops_are_logged_now_and_then(place, logged, monkeypatch):
     """Drops are logged when they are first seen, then once per interval, and at the end what is left."""
+    monkeypatch.setattr(sockets, "receive_buffer_limit", lambda: 212_992)
     async with listening(place, read=False) as made:
         made.watch(100.0)
         assert logged == []
@@ -287,8 +288,16 @@ async def test_weight_and_drain_are_logged(place, logged):
 
 
 @pytest.mark.parametrize(("limit", "room"), [(0, 1), (425_984, 1), (2 << 20, 2), (40 << 20, 40)])
-def test_more_room(limit, room):
+def test_more_room(monkeypatch, limit, room):
     """What is advised against drops is twice what the socket was given, for the kernel doubles that itself."""
+    monkeypatch.setattr(sockets, "receive_buffer_limit", lambda: 212_992)
     assert remarks.against_drops(limit).startswith(
         f"--rcvbuf {room}M (as root: sysctl -w net.core.rmem_max={room << 20})"
     )
+
+
+@pytest.mark.parametrize(("most", "said"), [((2 << 20) - 1, True), (2 << 20, False), (None, True)])
+def test_room_that_there_is(monkeypatch, most, said):
+    """The sysctl is advised to who needs it: nobody is told to lower it."""
+    monkeypatch.setattr(sockets, "receive_buffer_limit", lambda: most)
+    assert ("net.core.rmem_max" in remarks.against_drops(2 << 20)) == said

@@ -261,6 +261,14 @@ def test_an_interface_that_is_not_there():
         sockets.bind_reuseport(Address("fe80::1%nothere", 9))
 
 
+def test_the_most_of_a_receive_buffer(monkeypatch, tmp_path):
+    """What the kernel says is read, and where it says nothing, nothing is known."""
+    monkeypatch.setattr(sockets, "_RMEM_MAX", tmp_path / "rmem_max")
+    assert sockets.receive_buffer_limit() is None
+    (tmp_path / "rmem_max").write_text("212992\n")
+    assert sockets.receive_buffer_limit() == 212_992
+
+
 def test_the_receive_buffer():
     """The buffer that was asked for is given, up to the limit, and read back in the same bytes."""
     with sockets.bind_reuseport(LOCAL) as sock:

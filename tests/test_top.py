@@ -224,6 +224,19 @@ def test_the_first_look():
     assert told[2] == "hint: member 1 is dead, others get the sources"
 
 
+def test_a_silent_member():
+    """Who hangs is not counted as alive, though its socket is there, and the head says how many there are."""
+    look = group(member(0), replace(member(1), state=State.SILENT), member(2, cookie=False))
+    assert texts(history(look))[0].startswith("udp 127.0.0.1:9000  1 of 3 members alive, 1 silent")
+
+
+@pytest.mark.parametrize(("name", "what"), [("127.0.0.1:9000", "DATAGRAMS"), ("tcp:127.0.0.1:9000", "CONNECTIONS")])
+def test_what_sources_sent(name, what):
+    """The sources of a group are shown with what it takes."""
+    look = replace(group(member(0, received=5, sources={"10.0.0.1": (5, 5)})), name=GroupName.parse(name))
+    assert texts(history(look, replace(look, taken=look.taken + 1)))[-2].split()[-1] == what
+
+
 def test_keys():
     """Keys choose what to sort by, the interval within its bounds, and where to begin."""
     view = View("rate", 1, 80)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.discovery import GroupName, name_of
 from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import Pins
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError
@@ -39,7 +39,7 @@ def delete_stale(bpffs: Path) -> tuple[list[Path], list[Path]]:
     Raises KernelError.
     """
     removed, kept = [], []
-    for folder in sorted((bpffs / "aiolb").glob("*/*_*_*")):
+    for folder in filter(name_of, sorted((bpffs / "aiolb").glob("*/*_*_*"))):
         with closing(Pins.at(folder)) as pins:
             try:
                 with pins.locked():

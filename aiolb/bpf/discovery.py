@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from aiolb.address import Address, parse_address
@@ -35,19 +36,30 @@ class GroupName:
 
 def group_names(bpffs: Path = BPFFS) -> list[GroupName]:
     """The groups of this network namespace that are pinned in ``bpffs``, in order. Raises PrivilegeError."""
-    return sorted(GroupName(protocol, address) for protocol, address in map(names_of, _folders(bpffs)))
+    return sorted(_folders(bpffs))
 
 
-def _folders(bpffs: Path) -> dict[str, Path]:
+def _folders(bpffs: Path) -> dict[GroupName, Path]:
     folder = folder_of_namespace(bpffs)
     try:
-        return {path.name: path for path in folder.iterdir()}
+        named = [(name_of(path), path) for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as error:
         raise PrivilegeError(
             f"this user may not read {error.filename}: {error.strerror}", errno=error.errno, hint="run as root"
         ) from error
+    return {name: path for name, path in named if name is not None}
+
+
+def name_of(folder: Path) -> GroupName | None:
+    """The group that is pinned in a folder of this name; None for what somebody else has put there."""
+    try:
+        protocol, address = names_of(folder.name)
+        ip_address(address.host)
+    except ValueError:
+        return None
+    return GroupName(protocol, address) if protocol in PROTOCOLS else None
 
 
 def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--group ") -> GroupName:
@@ -75,7 +87,7 @@ def _alive(names: list[GroupName], bpffs: Path) -> list[GroupName]:
     """
     if len(names) <= 1:
         return names
-    folders = {GroupName(*names_of(name)): folder for name, folder in _folders(bpffs).items()}
+    folders = _folders(bpffs)
     try:
         return [name for name in names if name in folders and live_members(folders[name])] or names
     except KernelError:

@@ -11,7 +11,7 @@ import click
 
 from aiolb.bpf.abi import BPFFS
 from aiolb.cli.groups import GroupType, bpffs_option, opened
-from aiolb.errors import ConfigurationError, GroupNotFoundError, PrivilegeError
+from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, PrivilegeError
 
 if TYPE_CHECKING:
     from aiolb.bpf.discovery import GroupName
@@ -90,7 +90,7 @@ def show(name: GroupName | None, as_json: bool, bpffs: Path) -> None:
         try:
             with opened(one, bpffs) as it:
                 found.append(_facts(one, it))
-        except PrivilegeError as error:
+        except (PrivilegeError, GroupError) as error:
             if name is not None:
                 raise
             found.append({"group": str(one), "error": str(error), "hint": error.hint})
@@ -142,7 +142,7 @@ def _facts(name: GroupName, it: Group) -> dict[str, Any]:
         "count": statistics.count,
         "alive": sum(member.alive for member in statistics.members),
         "strict": statistics.strict,
-        "seed": statistics.seed,
+        "seed": str(statistics.seed),  # many a reader of JSON would lose half of its 128 bits
         "owner": f"{owner}:{group_name(owner.gid)}",
         "prepared": owner.prepared,
         "members": [_member(member) for member in statistics.members],

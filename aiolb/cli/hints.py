@@ -1,4 +1,4 @@
-"""What an operator should know of a group first, and what to do about it; pure."""
+"""What an operator should know of a group first, and what to do about it."""
 
 from __future__ import annotations
 
@@ -98,10 +98,11 @@ def _of_shares(
     def times(member: MemberSnapshot) -> float:
         return rates[member.index].share * slots / member.kernel.slots if member.kernel.slots else 0.0
 
+    what = "connections" if group.name.protocol == "tcp" else "datagrams"
     worst = max(members, key=times, default=None)
     if worst is not None and times(worst) > UNEVEN and rates[worst.index].datagrams >= BUSY:
         yield Hint(
-            f"member {worst.index} gets {times(worst):.1f} times its part of the datagrams",
+            f"member {worst.index} gets {times(worst):.1f} times its part of the {what}",
             f"aiolb rebalance --group {group.name}{where} --dry-run says what to move",
         )
 

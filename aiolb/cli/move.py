@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import some
 
 if TYPE_CHECKING:
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
 
 
@@ -37,13 +37,14 @@ def move(named: tuple[str, ...], to: int, as_json: bool, group: GroupName | None
     A SOURCE is an IP address; with --key flow it is HOST:PORT. The next datagram goes to the new member; what waits in
     the old one's queue is handled there. The slots stay until a count, a weight, a drain or a rebalancing moves them.
     """
-    with opened(group, bpffs) as found, found.locked():
+    name = the_group(group, bpffs)
+    with opened(name, bpffs) as found, found.locked():
         owners = found.slots
         wanted = [_read(found, owners, text) for text in named]
         moved = found.move([one.slot for one in wanted], to=to)
     if as_json:
         moves = [{**asdict(one), "to": to, "moved": one.slot in moved} for one in wanted]
-        click.echo(json.dumps({"group": str(found.address), "moves": moves}))
+        click.echo(json.dumps({"group": str(name), "moves": moves}))
         return
     for one in wanted:
         where = f"slot {one.slot}" if one.source is None else f"slot {one.slot} ({one.source}, and all sources in it)"

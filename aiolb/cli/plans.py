@@ -12,6 +12,7 @@ from aiolb.cli.texts import plain_console, some
 if TYPE_CHECKING:
     from aiolb.address import IPAddress
     from aiolb.bpf.balance import Look
+    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
 
 ROWS = 20
@@ -20,13 +21,15 @@ OVERSIZED = 5
 """Slots that are too big, at most."""
 
 
-def as_json(group: Group, look: Look, bound: float, seconds: float, *, applied: bool) -> dict[str, Any]:
+def as_json(
+    name: GroupName, group: Group, look: Look, bound: float, seconds: float, *, applied: bool
+) -> dict[str, Any]:
     """All that is known. Loads are packets per second, and a train is one packet."""
     after = look.members if look.plan is None else look.plan.after
     members = zip(look.reading.shares, look.members, after, strict=True)
     sources = _sources(group, look)
     return {
-        "group": str(group.address),
+        "group": str(name),
         "seconds": round(seconds, 3),
         "bound": bound,
         "busiest_before": round(look.imbalance, 4),
@@ -67,14 +70,14 @@ def _moves(look: Look) -> list[tuple[int, int, int, float]]:
     return [(slot, look.reading.slots[slot], to, look.loads[slot]) for slot, to in moves.items()]
 
 
-def show(group: Group, look: Look, bound: float, seconds: float) -> None:
+def show(name: GroupName, group: Group, look: Look, bound: float, seconds: float) -> None:
     """Print it, 80 columns wide."""
     total = sum(look.loads)
     if not total:
-        click.echo(f"{group.address}: no packets in {seconds:.1f} s, so there is nothing to even out")
+        click.echo(f"{name}: no packets in {seconds:.1f} s, so there is nothing to even out")
         return
     click.echo(
-        f"{group.address}: {total / seconds:,.0f} packets/s for {some(len(look.members), 'member')}\n"
+        f"{name}: {total / seconds:,.0f} packets/s for {some(len(look.members), 'member')}\n"
         f"the busiest has {_times(look.imbalance)} its share; the bound is {bound:g}"
     )
     if look.plan is None:

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import listed
 
 if TYPE_CHECKING:
     from aiolb.bpf.balance import Balance, Look
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
     from aiolb.errors import AiolbError
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How to go about it."""
+    """With which group, and how to go about it."""
 
+    name: GroupName
     interval: float
     watch: bool
     dry_run: bool
@@ -73,8 +74,8 @@ def rebalance(
 
     from aiolb.bpf.balance import Balance
 
-    way = _Way(interval, watch, dry_run, as_json)
-    with opened(group, bpffs) as found:
+    way = _Way(the_group(group, bpffs), interval, watch, dry_run, as_json)
+    with opened(way.name, bpffs) as found:
         asyncio.run(_run(found, Balance(found, bound, limit=max_moves), way))
 
 
@@ -91,7 +92,7 @@ async def _run(group: Group, balance: Balance, way: _Way) -> None:
             raise _dead(last)
         if not way.as_json:
             every = "every" if way.watch else "for"
-            click.echo(f"counting the packets of {group.address} {every} {way.interval:g} s …", err=True)
+            click.echo(f"counting the packets of {way.name} {every} {way.interval:g} s …", err=True)
         while not await happens(stopping, seconds=way.interval):
             look = balance.look(time.monotonic())
             _tell(group, balance, look, last, way)
@@ -119,10 +120,10 @@ def _tell(group: Group, balance: Balance, look: Look, last: Look, way: _Way) -> 
     seconds = look.reading.now - last.reading.now
     if not way.as_json:
         # Before it is carried out: what is shown is what is about to happen.
-        plans.show(group, look, balance.bound, seconds)
+        plans.show(way.name, group, look, balance.bound, seconds)
     done = not way.dry_run and balance.carry_out(look)
     if way.as_json:
-        click.echo(json.dumps(plans.as_json(group, look, balance.bound, seconds, applied=done)))
+        click.echo(json.dumps(plans.as_json(way.name, group, look, balance.bound, seconds, applied=done)))
     elif look.plan is not None:
         click.echo("moved" if done else "not moved, because of --dry-run" if way.dry_run else "not moved")
     if look.plan is not None and not done and not way.dry_run:

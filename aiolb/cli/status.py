@@ -16,7 +16,7 @@ from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
 from aiolb.cli.groups import GroupType, bpffs_option, open_group
 from aiolb.cli.texts import folded, plain_console
-from aiolb.errors import ConfigurationError, GroupNotFoundError
+from aiolb.errors import AiolbError, ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,9 +74,13 @@ def status(
     is needed. Datagrams, bytes, errors and sources count from when the member's socket joined; failovers from when
     the group was made.
 
-    Exits 1 if a member is dead or silent, so that it can be a healthcheck; with --member, if that one is.
+    Exits 1 if a member is dead or silent, or a group cannot be looked at, so that it can be a healthcheck; with
+    --member, if that one is.
     """
-    readings = _readings(group, interval, member, bpffs)
+    readings, unseen = _readings(group, interval, member, bpffs)
+    for error in unseen:
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        click.echo(f"aiolb: warning: {error}{hint}", err=True)
     shown = [[one for one in reading.group.members if member in (None, one.index)] for reading in readings]
     if as_json:
         click.echo(json.dumps({"groups": [_as_json(reading, of) for reading, of in zip(readings, shown, strict=True)]}))
@@ -85,7 +89,7 @@ def status(
     old = [] if newer is None else _joined_before(newer.stat().st_mtime_ns, shown)
     if old and not as_json:
         click.echo(f"hint: index {', '.join(old)} joined before {newer} was written")
-    if old or any(one.state != "alive" for members in shown for one in members):
+    if old or unseen or any(one.state != "alive" for members in shown for one in members):
         ctx.exit(1)
 
 
@@ -93,23 +97,32 @@ def _joined_before(moment_ns: int, shown: list[list[MemberSnapshot]]) -> list[st
     return [str(one.index) for members in shown for one in members if one.kernel.joined_ns < moment_ns]
 
 
-def _readings(group: GroupName | None, interval: float, member: int | None, bpffs: Path) -> list[Reading]:
-    """Look at the groups, twice unless the interval is 0. Raises GroupNotFoundError, ConfigurationError."""
+def _readings(
+    group: GroupName | None, interval: float, member: int | None, bpffs: Path
+) -> tuple[list[Reading], list[AiolbError]]:
+    """Look at the groups, twice unless the interval is 0; and why some of several cannot be looked at.
+
+    Raises GroupNotFoundError, ConfigurationError, and where there is one group alone why it cannot be looked at.
+    """
     from aiolb.bpf import snapshot
 
     # For a single member one group is meant; else where there is none the error says so.
     names = group_names(bpffs) if group is None and member is None else []
     names = names or [the_group(group, bpffs, option="aiolb status ")]
     with ExitStack() as stack:
-        opened = []
+        opened, unseen = [], []
         for name in names:
             try:
                 opened.append((name, open_group(name, bpffs)))
-            except GroupNotFoundError:
-                if group is not None or len(names) == 1:
+            except AiolbError as error:
+                if len(names) == 1:
                     raise
-                continue  # deleted since it was listed
+                if not isinstance(error, GroupNotFoundError):  # else it was deleted since it was listed
+                    unseen.append(error)
+                continue
             stack.callback(opened[-1][1].close)
+        if unseen and not opened:
+            raise unseen[0]
         before = [snapshot.take(name, found) for name, found in opened]
         if interval:
             time.sleep(interval)
@@ -118,7 +131,7 @@ def _readings(group: GroupName | None, interval: float, member: int | None, bpff
         if member is not None and member >= len(one.members):
             raise ConfigurationError(f"the group at {one.name} has {len(one.members)} members: no index {member}")
     rates = [snapshot.rates(*both) if interval else None for both in zip(before, after, strict=True)]
-    return [Reading(*both) for both in zip(after, rates, strict=True)]
+    return [Reading(*both) for both in zip(after, rates, strict=True)], unseen
 
 
 def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
@@ -149,10 +162,10 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Pat
 
 def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> None:
     kernel = group.kernel
-    alive = sum(one.kernel.alive for one in group.members)
-    what = "stale: nobody is alive" if group.stale else f"{alive} of {kernel.count} members alive"
+    what = "stale: nobody is alive" if group.stale else units.alive(group)
+    well = all(one.state == "alive" for one in group.members)
     console.print(f"{group.name.protocol} {group.name.address}", style="bold", end="")
-    console.print(f"  {what}", style="bold red" if alive < kernel.count else "green")
+    console.print(f"  {what}", style="green" if well else "bold red")
     since = units.moment(group.created_ns, datetime.now(UTC))
     settings = [f"balancer {group.balancer}", f"key {kernel.key}", *(["strict"] if kernel.strict else [])]
     for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):

@@ -1,4 +1,4 @@
-"""One frame of `aiolb top` as lines of text, as wide and as high as the terminal; pure."""
+"""One frame of `aiolb top` as lines of text, as wide and as high as the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.snapshot import GroupSnapshot
+from aiolb.bpf.snapshot import GroupSnapshot, State
 from aiolb.cli import units
 from aiolb.cli.hints import Hint, hints
 from aiolb.cli.table import GAP, Column, fitting, lines
@@ -88,10 +88,10 @@ def _room(height: int | None, head: int, members: int, sources: int) -> tuple[in
 
 
 def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> list[Text]:
-    alive = sum(one.kernel.alive for one in group.members)
+    alive = units.alive(group)
     parts = [
         Text(f"{group.name.protocol} {group.name.address}", style="bold"),
-        Text(f"{alive} of {group.kernel.count} members alive", style="green" if alive == group.kernel.count else "red"),
+        Text(alive, style="green" if all(one.state is State.ALIVE for one in group.members) else "red"),
         *(Text(part, style="dim") for part in (clock, f"every {view.interval:g} s", f"by {view.sort}")),
     ]
     width = _bars_width(view.width)
@@ -201,11 +201,12 @@ def _sources(history: History, number: int, width: int) -> list[Text]:
     if not rows:
         told = history.now is not None and _told(history.now)
         return [Text("no source is known yet" if told else "no member tells its sources", style="dim")]
+    what = "CONNECTIONS" if history.now and history.now.name.protocol == "tcp" else "DATAGRAMS"
     columns = [
         Column("SOURCE", [str(row.source) for row in rows], 0, left=True),
         Column("RATE/S", [units.count(row.rate) for row in rows], 0),
         Column("SHARE", [units.percent(_share([row.rate], history.rate)) for row in rows], 2),
         Column("MEMBER", [str(row.member) for row in rows], 1),
-        Column("DATAGRAMS", [units.count(row.received) for row in rows], 3),
+        Column(what, [units.count(row.received) for row in rows], 3),
     ]
     return lines(fitting(columns, width), ["" for _ in rows])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pwd
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aiolb.bpf.snapshot import MemberSnapshot
+    from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot
     from aiolb.sketch import Sketch
 
 _THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
@@ -79,6 +80,13 @@ def moment(nanoseconds: int, now: datetime) -> str:
 def state(member: MemberSnapshot) -> str:
     """``alive``, ``drained`` of one that is alive, ``silent`` or ``dead``."""
     return "drained" if member.kernel.drained and member.state == "alive" else member.state.value
+
+
+def alive(group: GroupSnapshot) -> str:
+    """How many members of how many are alive, and how many of the others are silent."""
+    states = Counter(member.state.value for member in group.members)
+    silent = f", {states['silent']} silent" if states["silent"] else ""
+    return f"{states['alive']} of {group.kernel.count} members alive{silent}"
 
 
 def user(uid: int) -> str:

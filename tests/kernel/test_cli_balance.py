@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 from zipf import MEMBERS, SOURCES, Numbered
 
+from aiolb import join, sockets
+from aiolb.address import Address
 from aiolb.bpf import abi, spec
 from aiolb.cli import main
 from aiolb.sketch import packed
@@ -298,3 +300,18 @@ def test_rebalance_refuses(group, aiolb, arguments, message):
     assert (status, said) == (2, "")
     assert message in error
     assert "\n  hint: " in error
+
+
+def test_json_names_the_group(bpffs, aiolb, intervals):
+    """A group of connections has the name in JSON by which commands find it."""
+    commands = ["weight 0 50", "undrain 0", "move 5 --to 0", "rebalance --interval 7"]
+    with (
+        sockets.bind_listening(Address("127.0.0.1", 0), backlog=1) as sock,
+        join(sock, index=0, balancer="ebpf", bpffs=bpffs),
+    ):
+        name = f"tcp:{sockets.address_of(sock, 'tcp')}"
+        intervals.append(lambda: None)
+        for command in commands:
+            status, said, error = aiolb(*command.split(), "--json", "--group", name)
+            assert (status, error) == (0, ""), command
+            assert json.loads(said)["group"] == name

@@ -133,6 +133,7 @@ def test_show(group, cluster):
     group("create", "[::1]:9", "--owner", f"nobody:{NOBODY.pw_gid}")
     first, second = json.loads(group("show", "--json")[1][0])
     assert (first["group"], first["alive"], first["prepared"]) == (str(made.address), 2, False)
+    assert first["seed"] == str(made.group.config.seed)  # as in `aiolb status --json`
     assert [member["slots"] for member in first["members"]] == [made.group.slots.count(index) for index in range(3)]
     assert first["members"][1] == {
         **dict.fromkeys(["pid", "uid", "user", "since"]),

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 
 import pytest
@@ -150,6 +152,27 @@ def test_all_groups(cluster, look):
     assert [group["count"] for group in look(str(groups[1].address))] == [2]
 
 
+def test_a_group_of_another_version(cluster, aiolb):
+    """A group that cannot be opened is told of, and does not hide the others; alone, or asked for, it is an error."""
+    other = cluster(1)
+    config = other.group.config
+    other.group._maps.write("config", 0, replace(config, layout=config.layout + 1).pack())
+    said = f"holds a group with layout {config.layout + 1}, and this aiolb works with layout {config.layout}\n  hint: "
+    assert aiolb("status")[0] == 3
+    name = str(cluster(1, host="127.0.0.9").address)
+    status, lines, error = aiolb("status", "--interval", "0")
+    assert (status, lines[0]) == (1, f"udp {name}  1 of 1 members alive")
+    assert error.startswith("aiolb: warning: ")
+    assert said in error
+    assert [group["group"] for group in json.loads(aiolb("status", "--json")[1][0])["groups"]] == [name]
+    status, lines, error = aiolb("status", str(other.address))
+    assert (status, lines) == (3, [])
+    assert said in error
+    status, lines, _ = aiolb("group", "show")
+    assert (status, {name, str(other.address)} <= set(lines)) == (0, True)
+    other.group._maps.write("config", 0, config.pack())
+
+
 def test_no_group(aiolb):
     """Where there is none it says so, and fails: nothing is healthy there."""
     for arguments in ((), ("127.0.0.99:1",), ("--json",), ("--member", "0")):
@@ -263,6 +286,8 @@ async def test_newer(bpffs, address, aiolb, tmp_path):
         await zero.ready()
         await one.ready()
         written.touch()
+        now = time.time_ns()  # the kernel's time of a file is up to a tick behind, and may be before the last join
+        os.utime(written, ns=(now, now))
         code, lines, _ = aiolb(*ask)
         assert (code, lines[-1]) == (1, f"hint: index 0, 1 joined before {written} was written")
         async with Member(*options, "--index", "0", "--takeover", report=tmp_path / "2") as former:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aiolb.address import Address
+from aiolb.bpf import deletion
 from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.pins import folder_of_namespace
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 
 
@@ -44,6 +46,19 @@ def test_groups(cluster, bpffs):
         the_group(None, bpffs)
     assert caught.value.hint == f"choose one, as in: --group {both[0]}"
     assert the_group(second, bpffs) == second
+
+
+def test_what_is_no_group(cluster, bpffs):
+    """What somebody else has put beside the groups is no group, and stays when stale ones are removed."""
+    name = GroupName("udp", cluster(1).address)
+    beside = folder_of_namespace(bpffs)
+    foreign = [beside / folder for folder in ("foo", "udp_x_y", "udp_x_9", "sctp_127-0-0-1_9")]
+    for folder in foreign:
+        folder.mkdir()
+    assert group_names(bpffs) == [name]
+    assert deletion.delete_stale(bpffs) == ([], [])
+    for folder in foreign:
+        folder.rmdir()
 
 
 def test_a_living_group_comes_before_one_that_was_left(cluster, bpffs):
