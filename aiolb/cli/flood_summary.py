@@ -44,7 +44,7 @@ def summary(publisher: Sending, statistics: PublisherStatistics) -> str:
     if isinstance(statistics, EchoStatistics):
         lines += _answered(statistics)
     if found := errors(statistics):
-        lines.append("but: " + ", ".join(found))
+        lines.append("errors: " + ", ".join(found))
     if statistics.errors.get("refused"):
         lines.append("refused: nobody listens there, or did not all the time, or a guard drops these sources")
     return "\n".join(lines)
