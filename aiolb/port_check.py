@@ -14,7 +14,7 @@ from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
 from aiolb.diagnosis import Diagnosis, Level
-from aiolb.errors import GroupNotFoundError, KernelError, StartError
+from aiolb.errors import GroupNotFoundError, KernelError, PrivilegeError, StartError
 from aiolb.occupants import Occupant, occupants_of
 
 
@@ -29,11 +29,22 @@ def check(address: Address, bpffs: Path = BPFFS, *, bpf: bool = True, protocol: 
         sockets.try_bind(address, protocol)
     except KernelError as error:
         return _refused(GroupName(protocol, address), occupants, error)
-    return Diagnosis(str(address), Level.OK, "free")
+    return _free(GroupName(protocol, address), bpffs, bpf=bpf)
 
 
 def _may_share(occupant: Occupant) -> bool:
     return occupant.holder.uid == os.geteuid() and occupant.reuseport is not False
+
+
+def _free(name: GroupName, bpffs: Path, *, bpf: bool) -> Diagnosis:
+    """Nobody is there; but a group that was left may be one that cannot be joined."""
+    try:
+        with suppress(PrivilegeError):  # the BPF file system has a check of its own
+            _, group = _members(name, bpffs) if bpf else ({}, "")
+            return Diagnosis(str(name.address), Level.OK, f"free; {group}" if group else "free")
+    except StartError as error:
+        return Diagnosis(str(name.address), Level.PROBLEM, str(error), error.hint)
+    return Diagnosis(str(name.address), Level.OK, "free")
 
 
 def _refused(name: GroupName, occupants: Sequence[Occupant], error: KernelError) -> Diagnosis:
@@ -109,8 +120,8 @@ def _members(name: GroupName, bpffs: Path) -> tuple[dict[int, int], str]:
         alive = sorted(group.alive())
         cookies = {index: group.cookie_of(index) for index in alive}
         members = {cookie: group.holder(index).pid for index, cookie in cookies.items() if cookie is not None}
-        pids = ", ".join(map(str, sorted(set(members.values()))))
-        return members, f"a group of {group.config.count} with {len(alive)} alive (pid {pids})"
+        pids = f" (pid {', '.join(map(str, sorted(set(members.values()))))})" if members else ""
+        return members, f"a group of {group.config.count} with {len(alive)} alive{pids}"
 
 
 def _listed(occupants: Iterable[Occupant]) -> str:

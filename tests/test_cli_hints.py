@@ -43,6 +43,13 @@ def test_dead_members():
     assert many.what == "members 1, 2, 3, 4, 5 and 122 more are dead, others get the sources"
     (stale,) = told(member(0, cookie=False))
     assert (stale.what, "aiolb group delete --stale" in stale.fix) == ("nobody is alive", True)
+    look = replace(group(member(0, cookie=False)), prepared="nobody")
+    assert hints(look, look.members) == [
+        Hint(
+            "nobody is alive",
+            "start a collector as nobody; or, to forget the group: aiolb group delete 127.0.0.1:9000",
+        )
+    ]
 
 
 def test_where_the_group_is():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
@@ -172,13 +173,20 @@ class GroupSnapshot:
     generation: int
     members: tuple[MemberSnapshot, ...]
     taken: float
+    prepared: str | None = None
+    """The user that the group was prepared for, and waits for."""
 
     balancer = "ebpf"
 
     @property
-    def stale(self) -> bool:
-        """Whether nobody is alive in it: only its pins are left."""
+    def empty(self) -> bool:
+        """Whether nobody is alive in it."""
         return not any(member.kernel.alive for member in self.members)
+
+    @property
+    def stale(self) -> bool:
+        """Whether only its pins are left: it is empty, and waits for nobody."""
+        return self.empty and self.prepared is None
 
     @property
     def dead(self) -> tuple[int, ...]:
@@ -210,6 +218,7 @@ class GroupSnapshot:
             "created_ns": self.created_ns,
             "generation": self.generation,
             "stale": self.stale,
+            "prepared": self.prepared,
             "sources": sketch.count,
             "sources_exact": sketch.exact,
             **{name: getattr(kernel, name) for name in COUNTERS},
@@ -242,7 +251,10 @@ def take(name: GroupName, group: GroupState) -> GroupSnapshot:
         _member(member, reports.read(member.index), group.holder(member.index), now, name.protocol)
         for member in statistics.members
     )
-    return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic())
+    prepared = None
+    with suppress(OSError):  # whose pins are gone
+        prepared = str(group.owner) if group.owner.prepared else None
+    return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic(), prepared)
 
 
 def state_of(told: Report | None, now_ns: int) -> State:

@@ -73,8 +73,10 @@ def hints(
 
 
 def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot], where: str) -> Iterable[Hint]:
-    if group.stale:
-        yield Hint("nobody is alive", f"start a collector; or, to forget the group: aiolb group delete --stale{where}")
+    if group.empty:
+        user, delete = ("", "--stale") if group.prepared is None else (f" as {group.prepared}", str(group.name))
+        fix = f"start a collector{user}; or, to forget the group: aiolb group delete {delete}{where}"
+        yield Hint("nobody is alive", fix)
         return
     if dead := [one for one in members if one.state is State.DEAD]:
         protocol = "--protocol tcp " if group.name.protocol == "tcp" else ""

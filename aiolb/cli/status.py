@@ -162,7 +162,9 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Pat
 
 def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> None:
     kernel = group.kernel
-    what = "stale: nobody is alive" if group.stale else units.alive(group)
+    what = units.alive(group)
+    if group.empty:
+        what = f"{'stale' if group.stale else f'prepared for {group.prepared}'}: nobody is alive"
     well = all(one.state == "alive" for one in group.members)
     console.print(f"{group.name.protocol} {group.name.address}", style="bold", end="")
     console.print(f"  {what}", style="green" if well else "bold red")

@@ -210,6 +210,20 @@ async def test_the_other_protocol(cluster, aiolb):
     )
 
 
+def test_a_prepared_group(cluster, aiolb):
+    """A group that waits for its user's members is not stale, and it takes its name to delete it."""
+    group = cluster(1)
+    group.kill(0)
+    group.group.prepare(65534, 65534)
+    status, lines, _ = aiolb("status", group.address, "--interval", "0")
+    assert (status, lines[0]) == (1, f"udp {group.address}  prepared for nobody: nobody is alive")
+    assert "start a collector as nobody; or, to forget the group:" in lines[-1]
+    assert lines[-1].split(" --bpffs")[0].endswith(f"aiolb group delete {group.address}")
+    status, lines, _ = aiolb("status", group.address, "--interval", "0", "--json")
+    (told,) = json.loads(lines[0])["groups"]
+    assert (status, told["stale"], told["prepared"]) == (1, False, "nobody")
+
+
 async def test_a_collector_that_is_stuck_is_silent(bpffs, address, aiolb):
     """A supervised worker that is stopped is silent, while its socket lives; when it goes on it is alive again."""
     options = ["--bind", str(address), "--bpffs", str(bpffs), "--workers", "1", "--worker-timeout", "3600"]

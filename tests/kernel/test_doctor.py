@@ -436,9 +436,20 @@ def test_a_group_that_may_not_be_looked_at(diagnose, cluster, powerless):
     assert "this user may not look at" in found[str(group.address)]["found"]
 
 
-def test_a_group_of_another_version(cluster, bpffs):
+def test_a_group_without_members(cluster, bpffs):
+    """The port of a group that nobody is alive in is free, and the group is told."""
+    group = cluster(count=2)
+    group.kill(0, 1)
+    found = port_check.check(group.address, bpffs)
+    assert (found.level, found.found) == (Level.OK, "free; a group of 2 with 0 alive")
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_group_of_another_version(cluster, bpffs, alive):
     """A group whose maps are those of another version is a problem, with what joining it would say."""
     group = cluster(count=1)
+    if not alive:
+        group.kill(0)
     layout = group.group._maps.read("config", 0)
     group.group._maps.write("config", 0, b"\xff\xff\xff\xff" + layout[4:])
     try:
