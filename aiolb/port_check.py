@@ -81,8 +81,9 @@ def _shared(name: GroupName, sharing: Sequence[Occupant], bpffs: Path, *, bpf: b
         found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
         option = "" if name.protocol == "udp" else f" --protocol {name.protocol}"
         return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}{option}")
-    found = f"{before}a socket with SO_REUSEPORT is in no group ({who}): {_consequence(address, strangers)}"
-    return Diagnosis(str(address), Level.WARNING, found, f"choose another port, {_or_stop(strangers, name.protocol)}")
+    found = f"{before}a socket with SO_REUSEPORT is in no eBPF group ({who}): {_consequence(address, strangers)}"
+    fix = f"unless it is a collector with another balancer: choose another port, {_or_stop(strangers, name.protocol)}"
+    return Diagnosis(str(address), Level.WARNING, found, fix)
 
 
 def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[Occupant]:

@@ -303,9 +303,9 @@ def test_a_port_that_is_taken(diagnose, holder, protocol, kind):
     }
     assert without_lasting(found[str(shared)]) == {
         "level": "warning",
-        "found": f"a socket with SO_REUSEPORT is in no group (pid {second}, user root): "
+        "found": f"a socket with SO_REUSEPORT is in no eBPF group (pid {second}, user root): "
         "with members on the same port it gets nothing",
-        "fix": f"choose another port, or: kill {second}",
+        "fix": f"unless it is a collector with another balancer: choose another port, or: kill {second}",
     }
     assert status == 1
     for address in (alone, shared):
@@ -348,7 +348,7 @@ def test_a_group_of_connections(bpffs):
         assert port_check.check(address, bpffs).found == "free"
         with sockets.bind_listening(address, backlog=8):
             found = port_check.check(address, bpffs, protocol="tcp")
-            assert (found.level, "is in no group" in found.found) == (Level.WARNING, True)
+            assert (found.level, "is in no eBPF group" in found.found) == (Level.WARNING, True)
         for one in joined:
             one.place.leave()
             one.sock.close()
