@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from deadline import DEADLINE
-
+DEADLINE = 30.0
+"""Seconds after which something that must happen counts as not happening; chaos uses this file alone."""
 FIRST_DESCRIPTOR = 3
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _MAX_MESSAGE, _MAX_DESCRIPTORS = 4096, 253  # NOTIFY_BUFFER_MAX; SCM_MAX_FD
