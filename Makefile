@@ -87,4 +87,4 @@ $(FOR_BENCH): $(COMPILED)
 
 $(FOR_TEST): $(COMPILED)
 	@PYTHON='$(PYTHON)' tools/setup '.[dev]'
-	@touch $@ $(FOR_RUN) $(FOR_BENCH)
+	@touch $@ $(FOR_RUN)
