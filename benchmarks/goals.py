@@ -10,9 +10,6 @@ from receive_tables import FASTEST, GOALS, LONGEST_GAP, fastest, longest_gap, ti
 from results import Spread
 from tables import MEMBER, ON_TIME, costs, over, table
 
-Contents = dict[str, dict[str, Any]]
-"""What the benchmarks wrote, by their names."""
-
 AIOLB = "aiolb handle"
 ECHO_RATE = "50000"
 START_MS, MEMORY_MB, GROWTH_MB = 300, 45, 20
@@ -27,13 +24,6 @@ class Line:
     goal: str
     reached: str
     met: bool
-
-
-def lines(contents: Contents) -> Iterator[Line]:
-    """A line for each goal whose benchmark was run."""
-    for name, judge in JUDGES.items():
-        if name in contents:
-            yield from judge(contents[name])
 
 
 def of_receive(content: dict[str, Any]) -> Iterator[Line]:
@@ -121,7 +111,7 @@ JUDGES: dict[str, Callable[[dict[str, Any]], Iterator[Line]]] = {
 }
 
 
-def markdown(contents: Contents) -> str:
-    """The table of goals."""
-    rows = [[line.what, line.goal, line.reached, "yes" if line.met else "**no**"] for line in lines(contents)]
+def markdown(name: str, content: dict[str, Any]) -> str:
+    """The table of a benchmark's goals."""
+    rows = [[line.what, line.goal, line.reached, "yes" if line.met else "**no**"] for line in JUDGES[name](content)]
     return table(("what", "goal", "reached", "met"), rows, left=4)

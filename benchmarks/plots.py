@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import goals
@@ -31,13 +32,9 @@ def main(*, docs: Path, plots: bool) -> None:
     page.write_text(filled(page.read_text(), parts(contents)))
     for name in BENCHMARKS:
         console.print(f"{name}: {'shown' if name in contents else 'was not run, and stays as it was'}")
-    if missing := goals.JUDGES.keys() - contents.keys():
-        console.print(
-            f"goals: stay as they were, and belong to older tables: no results of {', '.join(sorted(missing))}"
-        )
 
 
-def draw(contents: goals.Contents, docs: Path) -> None:
+def draw(contents: dict[str, dict[str, Any]], docs: Path) -> None:
     """Draw what can be drawn."""
     import drawings
 
@@ -45,13 +42,13 @@ def draw(contents: goals.Contents, docs: Path) -> None:
         drawings.write(name, contents[name], docs / f"{name}.svg")
 
 
-def parts(contents: goals.Contents) -> dict[str, str]:
+def parts(contents: dict[str, dict[str, Any]]) -> dict[str, str]:
     """What is written between the markers, by their names."""
     found = {name: TABLES[name](content) for name, content in contents.items()}
     if contents:
         found["machine"] = machine(contents)
-    if contents.keys() >= goals.JUDGES.keys():  # half a table would hide what was missed
-        found["goals"] = goals.markdown(contents)
+    for name in goals.JUDGES.keys() & contents.keys():
+        found[f"goals of {name}"] = goals.markdown(name, contents[name])
     return found
 
 
