@@ -43,7 +43,7 @@ class Namespaces:
         number = len(list(self.folder.glob("*.out")))
         with (self.folder / f"{number}.out").open("wb") as output:
             process = subprocess.Popen(
-                [*self._enter, *shlex.split(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
+                [*self._enter, *_words(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
             )
         with process:
             try:
@@ -61,7 +61,7 @@ class Namespaces:
     def run(self, command: str, **environment: str) -> str:
         """Run a command to its end; its output."""
         done = subprocess.run(
-            [*self._enter, *shlex.split(command)],
+            [*self._enter, *_words(command)],
             capture_output=True,
             text=True,
             check=True,
@@ -106,6 +106,11 @@ class Server:
         _, log = self._process.communicate(timeout=DEADLINE)
         assert self._process.returncode == 0, (self._log + log).decode()
         return self._output.read_text().splitlines()
+
+
+def _words(command: str) -> list[str]:
+    """The arguments of a command; a shell finds the files that it names with a pattern."""
+    return ["sh", "-c", f"exec {command}"] if "*" in command else shlex.split(command)
 
 
 @contextmanager

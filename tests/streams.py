@@ -12,7 +12,7 @@ from typing import Self
 import pytest
 from deadline import DEADLINE
 from events import until
-from supervision import Answer
+from supervision import Answer, write_module
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -76,7 +76,7 @@ class App(StreamCollector):
 
 def write_app(path: Path, *, version: str = "1") -> str:
     """Write the application to ``path``; how the command line names it."""
-    path.write_text(f"VERSION = {version!r}\n{APP}")
+    write_module(path, f"VERSION = {version!r}\n{APP}")
     return f"{path}:App"
 
 

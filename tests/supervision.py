@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -68,9 +69,19 @@ class App(Collector):
 """
 
 
+def write_module(path: Path, text: str) -> None:
+    """Write a module anew.
+
+    Python tells bytecode that is out of date by the second of the file's time and by its size, which may be the same.
+    """
+    before = path.stat().st_mtime if path.exists() else 0.0
+    path.write_text(text)
+    os.utime(path, times=(max(time.time(), before + 2),) * 2)
+
+
 def write_app(path: Path, *, version: str = "1", start: str = "") -> str:
     """Write the application to ``path``, with lines that run on its import; how the command line names it."""
-    path.write_text(f"VERSION = {version!r}\n{APP}\n{start}\n")
+    write_module(path, f"VERSION = {version!r}\n{APP}\n{start}\n")
     return f"{path}:App"
 
 
