@@ -13,8 +13,8 @@ CODE = """
 import socket, sys, time
 from aiolb.orphan import end_after_supervisor
 end_after_supervisor(int(sys.argv[1]), seconds=float(sys.argv[2]))
-print("waiting", flush=True)
 def hangs():
+    print("waiting", flush=True)
     time.sleep(3600)
 hangs()
 """
