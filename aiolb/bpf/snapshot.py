@@ -169,14 +169,9 @@ class GroupSnapshot:
         return self.empty and self.prepared is None
 
     @property
-    def dead(self) -> tuple[int, ...]:
-        """The indexes of its dead members."""
-        return tuple(member.index for member in self.members if member.state is State.DEAD)
-
-    @property
-    def sources(self) -> int:
-        """Different sources that its members have seen together: about, unless its sketch is exact."""
-        return self.sketch.count
+    def told(self) -> bool:
+        """Whether any member tells of itself, and so of its sources."""
+        return any(member.told for member in self.members)
 
     @property
     def sketch(self) -> Sketch:

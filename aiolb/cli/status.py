@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from aiolb.cli.hints import Hint
     from aiolb.cli.table import Column
 
-_STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -155,7 +153,7 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Pat
         _show_group(console, reading.group, width)
         what = "CONNECTIONS" if reading.group.name.protocol == "tcp" else "DATAGRAMS"
         columns = fitting(_columns(members, reading.rates, what), width)
-        for line in lines(columns, [_STYLES[one.state] for one in members]):
+        for line in lines(columns, [units.STYLES[one.state] for one in members]):
             console.print(line)
         _show_hints(console, hints(reading.group, members, reading.rates, bpffs=bpffs), width)
 
@@ -172,8 +170,7 @@ def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> No
     settings = [f"balancer {group.balancer}", f"key {kernel.key}", *(["strict"] if kernel.strict else [])]
     for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):
         console.print(line)
-    looked = any(one.sources is not None for one in group.members)
-    sources = f"sources {units.sources(group.sketch)}, " if looked else ""
+    sources = f"sources {units.sources(group.sketch)}, " if group.told else ""
     console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
     if kernel.denied or kernel.unlisted or kernel.limited:
         console.print(f"guard: denied {kernel.denied}, not listed {kernel.unlisted}, over the limit {kernel.limited}")
@@ -207,23 +204,15 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
         Column(what, ["-" if number is None else str(number) for number in told("received")], 1),
         *([Column("OPEN", list(map(units.count, told("in_flight"))), 2)] if what == "CONNECTIONS" else []),
         Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
-        Column("QUEUE", list(map(_queue, members)), 5),
+        Column("QUEUE", [units.fullness(one.queue) for one in members], 5),
         Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
         Column("DROPS/S", list(map(units.count, rate("kernel_drops"))), 2 if losing else 16),
         Column("FAILOVERS", [units.count(one.kernel.failovers) for one in members], 14),
         Column("ERRORS", list(map(units.count, told("errors"))), 3),
-        Column("P50", [_below(one.handler_ns(50)) for one in members], 11),
-        Column("P99", [_below(one.handler_ns(99)) for one in members], 7),
+        Column("P50", [units.below(one.handler_ns(50)) for one in members], 11),
+        Column("P99", [units.below(one.handler_ns(99)) for one in members], 7),
     ]
     return [column for column in columns if rates is not None or column.title not in ("RATE/S", "SHARE", "DROPS/S")]
-
-
-def _queue(member: MemberSnapshot) -> str:
-    return "-" if member.queue is None else f"{100 * member.queue:.0f}%"
-
-
-def _below(nanoseconds: int | None) -> str:
-    return "-" if nanoseconds is None else f"<{units.time(nanoseconds)}"
 
 
 def _show_hints(console: Console, found: list[Hint], width: int | None) -> None:

@@ -28,11 +28,6 @@ class MemberRow:
     rate: tuple[float, ...]
     drops: tuple[float, ...]
 
-    @property
-    def queue(self) -> float | None:
-        """How full its receive queue is, 0 … 1; None where nobody told."""
-        return self.now.queue
-
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
@@ -47,7 +42,7 @@ class SourceRow:
 SORTS: dict[str, Callable[[MemberRow], float]] = {
     "rate": lambda row: row.rate[-1] if row.rate else 0,
     "drops": lambda row: row.drops[-1] if row.drops else 0,
-    "queue": lambda row: row.queue or 0,
+    "queue": lambda row: row.now.queue or 0,
     "errors": lambda row: row.rates.errors if row.rates else 0,
     "p99": lambda row: row.p99_ns or 0,
     "member": lambda row: -row.now.index,
