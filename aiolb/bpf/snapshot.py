@@ -109,6 +109,11 @@ class MemberSnapshot:
             return None
         return (told.waiting if self.protocol == "tcp" else told.queued_bytes) / told.queue_limit
 
+    def told_before(self, former: MemberSnapshot | None) -> Report | None:
+        """What was told of the same socket in a former snapshot, and can be subtracted; None where that is nothing."""
+        told = former.told if former else None
+        return told if told and self.told and told.cookie == self.told.cookie else None
+
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
         return quantile(self.told.handler_times, percent) if self.told else None
@@ -264,7 +269,7 @@ def _rates(former: MemberSnapshot | None, after: MemberSnapshot, seconds: float)
     kernel, told = after.kernel, after.told
     first = former.kernel if former else None
     # Datagrams, bytes, drops, errors: of the same socket, or from nothing.
-    mine = former.told if former and former.told and told and former.told.cookie == told.cookie else None
+    mine = after.told_before(former)
     between = (told.written_ns - mine.written_ns) / 1e9 if told and mine else seconds
 
     def told_rate(name: str) -> float:

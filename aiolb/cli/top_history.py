@@ -113,17 +113,12 @@ def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> M
     )
 
 
-def _same(former: MemberSnapshot | None, now: MemberSnapshot) -> bool:
-    """Whether both were told of one socket, so that what was counted can be subtracted."""
-    return bool(former and former.told and now.told and former.told.cookie == now.told.cookie)
-
-
 def _p99(former: MemberSnapshot | None, now: MemberSnapshot) -> int | None:
     if now.told is None:
         return None
     times = now.told.handler_times
-    if former and former.told and _same(former, now):
-        times = tuple(max(after - before, 0) for after, before in zip(times, former.told.handler_times, strict=True))
+    if told := now.told_before(former):
+        times = tuple(max(after - before, 0) for after, before in zip(times, told.handler_times, strict=True))
     return snapshot.quantile(times, 99)
 
 
