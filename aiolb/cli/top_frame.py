@@ -94,10 +94,10 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
         *(Text(part, style="dim") for part in (clock, f"every {view.interval:g} s", f"by {view.sort}")),
     ]
     width = _bars_width(view.width)
-    rate, drops = list(history.rate), list(history.drops)
+    losing = any(history.drops[-1:])
     totals = [
-        Text(_trend("rate", rate, width, view.bars)),
-        Text(_trend("kernel drops", drops, width, view.bars), style="red" if drops and drops[-1] else ""),
+        Text(_trend("rate", history.rate, width, view.bars)),
+        Text(_trend("kernel drops", history.drops, width, view.bars), style="red" if losing else ""),
         *([Text(f"sources {units.sources(group.sketch)}")] if group.told else []),
     ]
     others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]

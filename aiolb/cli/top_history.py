@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -70,8 +69,8 @@ class History:
         """Of the members by index, since the look before; None at the first look."""
         self.counters: dict[str, float] = {}
         """Packets per second, of those of ELSEWHERE that the group has counted since the first look."""
-        self.rate: deque[float] = deque(maxlen=LENGTH)
-        self.drops: deque[float] = deque(maxlen=LENGTH)
+        self.rate: tuple[float, ...] = ()
+        self.drops: tuple[float, ...] = ()
 
     def add(self, now: GroupSnapshot) -> None:
         """Take a later look in."""
@@ -85,8 +84,8 @@ class History:
         counters = _counters(before, now)
         self.counters = {name: rate for name, rate in counters.items() if rate or name in self.counters}
         self.rows = [_row(former.get(one.index), one, rate) for one, rate in zip(now.members, rates, strict=True)]
-        self.rate.append(sum(row.rate[-1] for row in self.rows))
-        self.drops.append(sum(row.drops[-1] for row in self.rows))
+        self.rate = _longer(self.rate, sum(row.rate[-1] for row in self.rows))
+        self.drops = _longer(self.drops, sum(row.drops[-1] for row in self.rows))
 
     def sorted(self, by: str) -> list[MemberRow]:
         """The members, those first that have most of it; one of SORTS."""
@@ -108,9 +107,13 @@ def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> M
         now,
         rates,
         _p99(former.now if former else None, now),
-        (*(former.rate if former else ()), rate)[-LENGTH:],
-        (*(former.drops if former else ()), rates.kernel_drops)[-LENGTH:],
+        _longer(former.rate if former else (), rate),
+        _longer(former.drops if former else (), rates.kernel_drops),
     )
+
+
+def _longer(values: tuple[float, ...], newest: float) -> tuple[float, ...]:
+    return (*values, newest)[-LENGTH:]
 
 
 def _p99(former: MemberSnapshot | None, now: MemberSnapshot) -> int | None:
