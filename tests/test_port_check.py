@@ -11,6 +11,7 @@ import pytest
 from aiolb import port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import syscall
+from aiolb.bpf.discovery import GroupName
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.sockets import Holder
 
@@ -32,7 +33,7 @@ def check(tmp_path):
     """Look at a port where no group is pinned."""
 
     def look(address):
-        return port_check.check(address, tmp_path, bpf=False)
+        return port_check.check(GroupName("udp", address), tmp_path, bpf=False)
 
     return look
 
