@@ -12,7 +12,7 @@ import click
 
 from aiolb.bpf.discovery import PROTOCOLS, GroupName
 from aiolb.cli.groups import bpffs_option
-from aiolb.cli.texts import plain_console
+from aiolb.cli.texts import plain_console, some
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -95,7 +95,4 @@ def _fixes(diagnosis: Diagnosis) -> list[str]:
 
 
 def _summary(levels: Counter[str]) -> str:
-    def some(level: str) -> str:
-        return f"{levels[level] or 'no'} {level}{'' if levels[level] == 1 else 's'}"
-
-    return f"{some('problem')}, {some('warning')}"
+    return ", ".join(some(levels[level], level) for level in ("problem", "warning"))
