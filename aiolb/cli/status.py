@@ -14,13 +14,14 @@ import click
 
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
-from aiolb.cli.groups import GroupType, bpffs_option, open_group
+from aiolb.cli.groups import GroupType, bpffs_option, opened
 from aiolb.cli.texts import folded, plain_console
 from aiolb.errors import AiolbError, ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aiolb.bpf.group import Group
     from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot
     from aiolb.cli.hints import Hint
     from aiolb.cli.table import Column
@@ -108,28 +109,32 @@ def _readings(
     names = group_names(bpffs) if group is None and member is None else []
     names = names or [the_group(group, bpffs, option="aiolb status ")]
     with ExitStack() as stack:
-        opened, unseen = [], []
-        for name in names:
-            try:
-                opened.append((name, open_group(name, bpffs)))
-            except AiolbError as error:
-                if len(names) == 1:
-                    raise
-                if not isinstance(error, GroupNotFoundError):  # else it was deleted since it was listed
-                    unseen.append(error)
-                continue
-            stack.callback(opened[-1][1].close)
-        if unseen and not opened:
-            raise unseen[0]
-        before = [snapshot.take(name, found) for name, found in opened]
+        groups, unseen = _open_all(names, bpffs, stack)
+        before = [snapshot.take(name, found) for name, found in groups]
         if interval:
             time.sleep(interval)
-        after = [snapshot.take(name, found) for name, found in opened] if interval else before
+        after = [snapshot.take(name, found) for name, found in groups] if interval else before
     for one in after:
         if member is not None and member >= len(one.members):
             raise ConfigurationError(f"the group at {one.name} has {len(one.members)} members: no index {member}")
     rates = [snapshot.rates(*both) if interval else None for both in zip(before, after, strict=True)]
     return [Reading(*both) for both in zip(after, rates, strict=True)], unseen
+
+
+def _open_all(
+    names: list[GroupName], bpffs: Path, stack: ExitStack
+) -> tuple[list[tuple[GroupName, Group]], list[AiolbError]]:
+    """Those that can be looked at, and why others cannot. Raises an error of theirs where none can be."""
+    found, errors = [], []
+    for name in names:
+        try:
+            found.append((name, stack.enter_context(opened(name, bpffs))))
+        except AiolbError as error:
+            errors.append(error)
+    unseen = [error for error in errors if not isinstance(error, GroupNotFoundError)]  # deleted since they were listed
+    if not found:
+        raise (unseen or errors)[0]
+    return found, unseen
 
 
 def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:

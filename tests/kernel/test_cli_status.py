@@ -16,11 +16,14 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 import streams
+from click.testing import CliRunner
 from deadline import DEADLINE
 from serving import Member
 from supervision import Supervisor, until
 
 from aiolb import sockets
+from aiolb.bpf.discovery import GroupName
+from aiolb.cli import main
 
 AIOLB = [sys.executable, "-m", "aiolb"]
 
@@ -179,6 +182,15 @@ def test_no_group(aiolb):
         status, lines, error = aiolb("status", *arguments)
         assert (status, lines) == (3, [])
         assert error.splitlines()[1].startswith("  hint: start a collector")
+
+
+def test_groups_that_are_deleted_meanwhile(bpffs, monkeypatch):
+    """Where all of several groups go between they are listed and looked at, it fails: nothing is healthy there."""
+    names = [GroupName.parse("127.0.0.99:1"), GroupName.parse("127.0.0.99:2")]
+    monkeypatch.setattr("aiolb.cli.status.group_names", lambda _: names)
+    done = CliRunner().invoke(main, ["status", "--interval", "0", "--bpffs", str(bpffs)])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[1] == "  hint: start a collector there first"
 
 
 @pytest.mark.parametrize("balancer", ["classic", "none"])
