@@ -13,6 +13,7 @@ from aiolb.address import Address
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
+from aiolb.bpf.pins import in_bpffs
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import GroupNotFoundError, KernelError, PrivilegeError, StartError
 from aiolb.occupants import Occupant, occupants_of
@@ -76,7 +77,7 @@ def _shared(name: GroupName, sharing: Sequence[Occupant], bpffs: Path, *, bpf: b
     who = _listed(strangers)
     if any(stranger.reuseport is None for stranger in strangers):
         found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
-        return Diagnosis(str(name), Level.WARNING, found, f"look as root: aiolb doctor {name}")
+        return Diagnosis(str(name), Level.WARNING, found, f"look as root: aiolb doctor {name}{in_bpffs(bpffs)}")
     found = f"{before}a socket with SO_REUSEPORT is in no eBPF group ({who}): {_consequence(name.address, strangers)}"
     fix = f"unless it is a collector with another balancer: choose another port, {_or_stop(strangers, name.protocol)}"
     return Diagnosis(str(name), Level.WARNING, found, fix)

@@ -83,7 +83,7 @@ def test_shared_elsewhere(check, stack):
     assert f"it is bound to {own}, and the narrower address gets what is sent to it" in found.found
 
 
-def test_nothing_to_see(check, stack, monkeypatch):
+def test_nothing_to_see(check, stack, monkeypatch, tmp_path):
     """Where the socket may not be looked at it is said so, with how to see more."""
 
     def refuse(*_):
@@ -93,7 +93,8 @@ def test_nothing_to_see(check, stack, monkeypatch):
     sock = stack.enter_context(sockets.bind_reuseport(LOCAL))
     address = Address(*sock.getsockname())
     found = f"held by a socket that this user may not look at {ME}: SO_REUSEPORT or not is unknown"
-    assert check(address) == Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
+    fix = f"look as root: aiolb doctor {address} --bpffs {tmp_path}"
+    assert check(address) == Diagnosis(str(address), Level.WARNING, found, fix)
 
 
 def test_nobody_is_bound_where_others_listen(check, stack, monkeypatch):

@@ -12,6 +12,7 @@ import click
 from aiolb import sockets
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.pins import in_bpffs
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _what_is_there(name: GroupName, bpffs: Path) -> GroupNotFoundError | None:
     if other in group_names(bpffs):
         return GroupNotFoundError(
             f"there is no {name.protocol} group at {name.address}, but a {other.protocol} group",
-            hint=f"aiolb status {other.protocol}:{name.address}",
+            hint=f"aiolb status {other.protocol}:{name.address}{in_bpffs(bpffs)}",
         )
     return None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from aiolb import remarks
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.pins import in_bpffs
 from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot, State
 from aiolb.cli.texts import listed
 
@@ -41,7 +41,7 @@ def hints(
 
     ``bpffs`` is where the group is: the commands that are told find it there.
     """
-    where = "" if bpffs == BPFFS else f" --bpffs {quote(str(bpffs))}"
+    where = in_bpffs(bpffs)
     found = [*_of_states(group, members, where), *_of_drops(group, members, rates)]
     if raising := [one for one in members if one.told and one.told.errors]:
         found.append(Hint(f"handlers of {_named(raising)} raise", "handler_error in the log says what"))

@@ -209,7 +209,7 @@ async def test_a_port_without_pins(aiolb, tmp_path, balancer, command):
     assert hint.startswith("  hint: a collector with --balancer classic or none, or without a BPF file system, tells")
 
 
-async def test_the_other_protocol(cluster, aiolb):
+async def test_the_other_protocol(cluster, aiolb, bpffs):
     """Where there is a group of the other protocol at the address, its name is told."""
     group = cluster(1)
     status, _, error = aiolb("status", f"tcp:{group.address}")
@@ -217,7 +217,7 @@ async def test_the_other_protocol(cluster, aiolb):
         3,
         [
             f"aiolb: error: there is no tcp group at {group.address}, but a udp group",
-            f"  hint: aiolb status udp:{group.address}",
+            f"  hint: aiolb status udp:{group.address} --bpffs {bpffs}",
         ],
     )
 
