@@ -18,6 +18,8 @@ from aiolb.errors import GroupNotFoundError
 if TYPE_CHECKING:
     from aiolb.bpf.group import Group
 
+MIN_INTERVAL = 0.5
+"""Seconds between two looks, at least: members tell of themselves four times a second."""
 MOST_HOLDERS = 4
 """Processes on a port that an error names."""
 

@@ -14,7 +14,7 @@ import click
 
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
-from aiolb.cli.groups import GroupType, bpffs_option, opened
+from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
 from aiolb.cli.texts import folded, plain_console
 from aiolb.errors import AiolbError, ConfigurationError, GroupNotFoundError
 
@@ -44,7 +44,8 @@ class Reading:
     metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="Time between the two looks that rates come from; 0 looks once, and tells totals only.",
+    help=f"Time between the two looks that rates come from, {MIN_INTERVAL} at least; "
+    "0 looks once, and tells totals only.",
 )
 @click.option("--member", type=click.IntRange(0), metavar="INDEX", help="Tell of this member only.")
 @click.option(
@@ -76,6 +77,11 @@ def status(
     Exits 1 if a member is dead or silent, or a group cannot be looked at, so that it can be a healthcheck; with
     --member, if that one is.
     """
+    if 0 < interval < MIN_INTERVAL:
+        raise ConfigurationError(
+            f"{interval} s is too short: members tell of themselves four times a second",
+            hint=f"--interval {MIN_INTERVAL}, or 0 for one look",
+        )
     readings, unseen = _readings(group, interval, member, bpffs)
     for error in unseen:
         hint = f"\n  hint: {error.hint}" if error.hint else ""

@@ -184,6 +184,16 @@ def test_no_group(aiolb):
         assert error.splitlines()[1].startswith("  hint: start a collector")
 
 
+def test_looks_that_are_too_close(aiolb):
+    """Between two looks each member must have told of itself, or a busy one would seem to get nothing."""
+    status, lines, error = aiolb("status", "--interval", "0.1")
+    assert (status, lines) == (2, [])
+    assert error.splitlines() == [
+        "aiolb: error: 0.1 s is too short: members tell of themselves four times a second",
+        "  hint: --interval 0.5, or 0 for one look",
+    ]
+
+
 def test_groups_that_are_deleted_meanwhile(bpffs, monkeypatch):
     """Where all of several groups go between they are listed and looked at, it fails: nothing is healthy there."""
     names = [GroupName.parse("127.0.0.99:1"), GroupName.parse("127.0.0.99:2")]
