@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,12 +24,15 @@ class GroupName:
     address: Address
 
     @classmethod
-    def parse(cls, text: str) -> GroupName:
-        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``. Raises ConfigurationError."""
-        protocol, colon, rest = text.partition(":")
-        if colon and protocol in PROTOCOLS:
-            return cls(protocol, parse_address(rest))
-        return cls("udp", parse_address(text))
+    def parse(cls, text: str, *, protocol: str = "udp", resolve: Callable[[str], Address] = parse_address) -> GroupName:
+        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``; the first is one of ``protocol``.
+
+        ``resolve`` reads the address; the default takes no names. Raises ConfigurationError.
+        """
+        told, colon, rest = text.partition(":")
+        if colon and told in PROTOCOLS:
+            return cls(told, resolve(rest))
+        return cls(protocol, resolve(text))
 
     def __str__(self) -> str:
         return str(self.address) if self.protocol == "udp" else f"{self.protocol}:{self.address}"
@@ -69,7 +73,7 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
     """
     if name is not None:
         return name
-    names = _alive(group_names(bpffs), bpffs)
+    names = sorted(_alive(_folders(bpffs)))
     if not names:
         raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector: aiolb serve")
     if len(names) > 1:
@@ -80,15 +84,14 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
     return names[0]
 
 
-def _alive(names: list[GroupName], bpffs: Path) -> list[GroupName]:
+def _alive(folders: Mapping[GroupName, Path]) -> Collection[GroupName]:
     """Of several groups those with a live member; all if none has one, or if this user may not look.
 
     Who tries things out leaves groups behind, and means the one that runs.
     """
-    if len(names) <= 1:
-        return names
-    folders = _folders(bpffs)
+    if len(folders) <= 1:
+        return folders.keys()
     try:
-        return [name for name in names if name in folders and live_members(folders[name])] or names
+        return [name for name, folder in folders.items() if live_members(folder)] or folders.keys()
     except KernelError:
-        return names
+        return folders.keys()
