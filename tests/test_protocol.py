@@ -1174,6 +1174,29 @@ def test_a_handler_may_stop_the_protocol(run):
     run(main)
 
 
+def test_a_handler_that_runs_at_once_may_bring_more(run):
+    """What comes in during such a handler pauses reading only until it is handled, too."""
+
+    async def main():
+        class Bringing(Recorder):
+            async def act(self, datagram):
+                if datagram == b"more":
+                    protocol.datagrams_received(datagrams("b:2"))
+                    reading.append(transport.reading)
+                await super().act(datagram)
+
+        reading = []
+        protocol, transport = make(Bringing(), backlog=1)
+        protocol.datagrams_received(datagrams("a:1"))
+        await settle(protocol)
+        asyncio.get_running_loop().call_soon(protocol.datagrams_received, datagrams("a:more"))
+        await settle(protocol)
+        assert (reading, transport.reading) == ([False], True)
+        assert counts(protocol, "handled", "pending", "lanes") == (3, 0, 1)
+
+    run(main)
+
+
 def test_drained_and_has_room_return_at_once_when_there_is_nothing(run):
     """Both are immediate on a fresh protocol, and closed() follows connection_lost."""
 
