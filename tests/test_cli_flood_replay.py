@@ -144,6 +144,18 @@ def test_a_capture_that_is_cut_off(receiver, target, capture):
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
 
 
+@pytest.mark.parametrize("content", [[], frames(0)], ids=["empty", "no datagram"])
+def test_a_capture_with_nothing_to_send(receiver, target, capture, content):
+    """The summary tells what was read, and the exit code is 1."""
+    capture.write_bytes(pcap(content))
+    result = invoke(target, "--replay", capture)
+    receive(receiver, 0)
+    read, *skipped = result.stdout.splitlines()[2:]
+    assert (result.exit_code, result.stderr) == (1, f"aiolb: error: nothing of the capture {capture} was sent\n")
+    assert read.startswith(f"read {len(content)} packet")
+    assert skipped == ["skipped 1 packet: 1 not UDP"] * len(content)
+
+
 @pytest.mark.usefixtures("echo")
 def test_round_trips_for_people(target):
     """The summary tells what was answered, and how long it took."""
@@ -169,6 +181,16 @@ def test_round_trips_for_programs(target):
     for name in ("round_trip_microseconds", "late_microseconds"):
         assert list(summary[name]) == ["p50", "p90", "p99", "p99.9", "max"]
     assert re.fullmatch("[0-9a-f]{16}", summary["run"])
+
+
+def test_round_trips_without_an_answer(receiver, target):
+    """The summary tells that all is lost; the exit code is 1, and the hint names a collector that answers."""
+    result = invoke(target, "--echo", "--rate", "1000", "--count", "3", "--json")
+    assert len(receive(receiver, 3)) == 3
+    assert (result.exit_code, json.loads(result.stdout)["lost_datagrams"]) == (1, 3)
+    told, hinted = result.stderr.splitlines()
+    assert told == f"aiolb: error: no answer came from {target}"
+    assert hinted.endswith(f": aiolb serve echo --bind {target}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
