@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from documents import ROOT
-from documents_run import Running, blocks_of, running
+from documents import ROOT, blocks_of
+from documents_run import Running, running
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))

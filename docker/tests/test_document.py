@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from documents_run import blocks_of
+from documents import blocks_of
 from engine import ROOT, Engine
 
 DOCUMENT = "docs/how-to/docker.md"

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import yaml
-from documents_run import blocks_of, running
+from documents import blocks_of
+from documents_run import running
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 METRICS = "docs/reference/metrics.md"
