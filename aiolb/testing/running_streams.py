@@ -19,11 +19,12 @@ from aiolb.testing.watched import S, WatchedStream
 class RunningStreamGroup(RunningBase[S]):
     """The members of one group of connections, and clients with any source; see :func:`aiolb.testing.group`."""
 
+    _members: Sequence[WatchedStream[S]]
+
     def __init__(
         self, joined: Members, watched: Sequence[WatchedStream[S]], lives: Sequence[Life], outcomes: Outcomes
     ) -> None:
         super().__init__(joined, watched, lives, outcomes)
-        self._watched = watched
         self._writers: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
@@ -100,6 +101,6 @@ class RunningStreamGroup(RunningBase[S]):
 
     async def _counted(self) -> None:
         """Wait until the connections whose handlers have ended are closed and counted, which comes a moment later."""
-        for life, member in zip(self._lives, self._watched, strict=True):
+        for life, member in zip(self._lives, self._members, strict=True):
             for listener in life.server.listeners:
                 await cast("StreamListener", listener).connections.ended(member.ended)
