@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Generic
@@ -59,6 +60,16 @@ class RunningBase(ABC, Generic[B]):
     def _target(self) -> Address:
         """Where to send to: a loopback address for a wildcard."""
         return Address(to_send_to(self.address.host), self.address.port)
+
+    def _bound(self, kind: socket.SocketKind, source: str) -> socket.socket:
+        """A non-blocking socket that sends from a source. Raises ConfigurationError."""
+        sock = socket.socket(self._target.family, kind | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((source, 0))
+        except OSError as error:
+            sock.close()
+            raise self._cannot_send(source, error) from error
+        return sock
 
     def _cannot_send(self, source: str, error: OSError) -> ConfigurationError:
         return ConfigurationError(
