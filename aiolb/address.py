@@ -50,6 +50,11 @@ def as_text(addresses: Iterable[Address]) -> str:
     return ", ".join(map(str, addresses))
 
 
+def to_send_to(host: str) -> str:
+    """The host where a sender of this machine finds who is bound to ``host``: loopback, if it is bound everywhere."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def split_host_port(text: str, *, default_port: int | None = DEFAULT_PORT) -> tuple[str, int]:
     """Split ``HOST``, ``HOST:PORT``, ``[V6]``, ``[V6]:PORT`` or ``:PORT``; an empty host is ``0.0.0.0``.
 

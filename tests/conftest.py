@@ -17,6 +17,7 @@ import pytest
 import structlog
 import uvloop
 from deadline import DEADLINE
+from events import children
 from hypothesis import settings
 
 from aiolb import loops
@@ -83,7 +84,7 @@ def parts(request: pytest.FixtureRequest) -> Parts:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
-    """Wait for a condition: ``wait_until(lambda: ..., "what")`` fails after ten seconds."""
+    """Wait for a condition: ``wait_until(lambda: ..., "what")`` fails after the deadline."""
 
     def wait(condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + DEADLINE
@@ -95,14 +96,18 @@ def wait_until() -> Callable[..., None]:
     return wait
 
 
-@pytest.fixture
-def namespaces(
-    tmp_path: Path, missing: Callable[[str], None], needs: Callable[[str, str], str]
-) -> Iterator[documents.Namespaces]:
-    """A network and a mount namespace with a bpffs, for the commands of a document, which run in ``tmp_path``."""
+@pytest.fixture(scope="session")
+def ip_as_root(needs: Callable[[str, str], str]) -> str:
+    """The path of iproute2's ``ip``, for namespaces with the eBPF balancer, which take root."""
     if os.geteuid() != 0:
-        missing("needs root, for namespaces and the eBPF balancer")
-    with documents.opened(tmp_path, needs("ip", "iproute2")) as made:
+        _missing("needs root, for namespaces and the eBPF balancer")
+    return needs("ip", "iproute2")
+
+
+@pytest.fixture
+def namespaces(tmp_path: Path, ip_as_root: str) -> Iterator[documents.Namespaces]:
+    """A network and a mount namespace with a bpffs, for the commands of a document, which run in ``tmp_path``."""
+    with documents.opened(tmp_path, ip_as_root) as made:
         yield made
 
 
@@ -136,16 +141,6 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-def _children() -> set[int]:
-    """Child processes of this process, zombies included."""
-    return {
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        if (children := task / "children").exists()
-        for pid in children.read_text().split()
-    }
-
-
 def _namespaces() -> set[str]:
     folder = Path("/run/netns")
     return {path.name for path in folder.glob(f"aiolb-test-{os.getpid()}-*")} if folder.is_dir() else set()
@@ -154,10 +149,10 @@ def _namespaces() -> set[str]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process or a network namespace behind."""
-    before = _descriptors(), _children(), _namespaces()
+    before = _descriptors(), children(os.getpid()), _namespaces()
     yield
     gc.collect()
-    after = _descriptors(), _children(), _namespaces()
+    after = _descriptors(), children(os.getpid()), _namespaces()
     opened = {number: name for number, name in after[0].items() if before[0].get(number) != name}
     assert not opened, f"left open: {opened}"
     assert after[1] <= before[1], "child processes left"

@@ -11,23 +11,60 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deadline import DEADLINE
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
+BLOCK = re.compile(
+    r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+"""A code block, with what a comment before it says to who runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A code block. ``remark``: ``not run``, with the reason, or ``stopped``, for servers are to be stopped before."""
+
+    remark: str
+    reason: str
+    language: str
+    file: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What a shell would be given, one after the other; comments are left out."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def blocks_of(document: str) -> list[Block]:
+    """All code blocks of a document, in order."""
+    return [Block(*(part or "" for part in found)) for found in BLOCK.findall((ROOT / document).read_text())]
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The code blocks of one language in a document."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    """The text of a document's blocks of one language."""
+    return [block.text for block in blocks_of(document) if block.language == language]
 
 
 def commands(document: str) -> list[str]:
     """Every command of a document, in order; those of several lines are one."""
-    text = "".join(blocks(document, "sh")).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line]
+    return [command for block in blocks_of(document) if block.language == "sh" for command in block.commands]
+
+
+def shown_files(document: str) -> dict[str, str]:
+    """The programs that a document shows under a name: that of its block, or of its first line (``# echo.py``)."""
+    found = {}
+    for block in blocks_of(document):
+        first = re.match(r"# (\w+\.py)\n", block.text)
+        if name := block.file or (first and first[1]):
+            found[name] = block.text
+    return found
 
 
 class Namespaces:
@@ -37,14 +74,16 @@ class Namespaces:
         self.folder = folder
         self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
 
+    def start(self, command: str, **settings: Any) -> subprocess.Popen[Any]:
+        """Start a command, with the settings of Popen; the caller ends it."""
+        return subprocess.Popen([*self._enter, *_words(command)], env=ENVIRONMENT, **settings)
+
     @contextmanager
     def started(self, command: str) -> Iterator[Server]:
         """Start a command; it is killed at the end if it still runs then."""
         number = len(list(self.folder.glob("*.out")))
         with (self.folder / f"{number}.out").open("wb") as output:
-            process = subprocess.Popen(
-                [*self._enter, *_words(command)], stdout=output, stderr=subprocess.PIPE, env=ENVIRONMENT
-            )
+            process = self.start(command, stdout=output, stderr=subprocess.PIPE)
         with process:
             try:
                 yield Server(process, self.folder / f"{number}.out")

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from documents import ROOT, Namespaces, Server, opened
-
-BLOCK = re.compile(
-    r"(?:^<!-- (not run|stopped): (.+?) -->\n)?^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
-"""A code block, with what a comment before it says to who runs it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A code block. ``remark``: ``not run``, with the reason, or ``stopped``, for servers are to be stopped before."""
-
-    remark: str
-    reason: str
-    language: str
-    file: str
-    text: str
-
-    @property
-    def commands(self) -> list[str]:
-        """What a shell would be given, one after the other; comments are left out."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [line for line in lines if line.strip() and not line.startswith("#")]
-
-
-def blocks_of(document: str) -> list[Block]:
-    """All code blocks of a document, in order."""
-    return [Block(*(part or "" for part in found)) for found in BLOCK.findall((ROOT / document).read_text())]
-
-
-def shown_files(document: str) -> dict[str, str]:
-    """The programs that a document shows under a name: that of its block, or of its first line (``# echo.py``)."""
-    found = {}
-    for block in blocks_of(document):
-        first = re.match(r"# (\w+\.py)\n", block.text)
-        if name := block.file or (first and first[1]):
-            found[name] = block.text
-    return found
+from documents import ROOT, Namespaces, Server, blocks_of, opened, shown_files
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def is_running(pid: int) -> bool:
 
 
 def children(pid: int) -> set[int]:
-    """The child processes of a process that lives."""
+    """The child processes of a process that lives, zombies included."""
     return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of(task)}
 
 

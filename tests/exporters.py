@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from types import ModuleType
 
 import serving
 from deadline import DEADLINE
+from loading import module_of
 
 PORT = 10001
 MEMBERS = 3
@@ -26,12 +26,7 @@ ETHERNET, IPV4, UDP = 1, 0x0800, 17
 
 def example(name: str) -> ModuleType:
     """The module examples/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLES / f"{name}.py")
 
 
 def write_capture(file: Path, flows: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ import pytest
 import structlog.testing
 from deadline import DEADLINE
 from events import Log, children, gone, until
+from serving import AIOLB
 
 from aiolb.address import Address
 from aiolb.bpf.syscall import end_with_parent
@@ -26,8 +27,6 @@ from aiolb.supervisor import Supervisor as AiolbSupervisor
 from aiolb.supervisor import Target
 
 ANYWHERE = Address("127.0.0.1", 0)
-
-AIOLB = (sys.executable, "-m", "aiolb")
 
 # The command line, but for what its supervisor starts.
 _WITH_SCRIPTED_WORKERS = """

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiolb.address import Address, as_text, canonical, parse_address, parse_ip, parse_network, split_host_port
+from aiolb.address import (
+    Address,
+    as_text,
+    canonical,
+    parse_address,
+    parse_ip,
+    parse_network,
+    split_host_port,
+    to_send_to,
+)
 from aiolb.errors import AiolbError, ConfigurationError
 
 ports = st.integers(0, 65535)
@@ -111,6 +120,15 @@ def test_too_many_colons(text, hint):
     with pytest.raises(ConfigurationError) as caught:
         parse_address(text)
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("host", "to"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.1", "192.0.2.1"), ("localhost", "localhost")],
+)
+def test_where_to_send_to(host, to):
+    """What is bound everywhere is found on loopback, everything else where it is."""
+    assert to_send_to(host) == to
 
 
 def test_a_port_may_be_required():

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import captures
 import flooding
@@ -19,12 +18,13 @@ import pytest
 from captures import ethernet, ipv4, pcap, udp
 from click.testing import CliRunner
 from deadline import DEADLINE
+from documents import ROOT, blocks, commands
 
 from aiolb.cli.flood import flood
 from aiolb.cli.flood_summary import _time
 from aiolb.cli.main import main
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "how-to" / "replay.md").read_text()
+DOCUMENT = "docs/how-to/replay.md"
 COMMAND = [sys.executable, "-m", "aiolb", "flood"]
 receive = flooding.receive
 receiver, target = flooding.receiver, flooding.target
@@ -144,6 +144,18 @@ def test_a_capture_that_is_cut_off(receiver, target, capture):
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
 
 
+@pytest.mark.parametrize("content", [[], frames(0)], ids=["empty", "no datagram"])
+def test_a_capture_with_nothing_to_send(receiver, target, capture, content):
+    """The summary tells what was read, and the exit code is 1."""
+    capture.write_bytes(pcap(content))
+    result = invoke(target, "--replay", capture)
+    receive(receiver, 0)
+    read, *skipped = result.stdout.splitlines()[2:]
+    assert (result.exit_code, result.stderr) == (1, f"aiolb: error: nothing of the capture {capture} was sent\n")
+    assert read.startswith(f"read {len(content)} packet")
+    assert skipped == ["skipped 1 packet: 1 not UDP"] * len(content)
+
+
 @pytest.mark.usefixtures("echo")
 def test_round_trips_for_people(target):
     """The summary tells what was answered, and how long it took."""
@@ -169,6 +181,16 @@ def test_round_trips_for_programs(target):
     for name in ("round_trip_microseconds", "late_microseconds"):
         assert list(summary[name]) == ["p50", "p90", "p99", "p99.9", "max"]
     assert re.fullmatch("[0-9a-f]{16}", summary["run"])
+
+
+def test_round_trips_without_an_answer(receiver, target):
+    """The summary tells that all is lost; the exit code is 1, and the hint names a collector that answers."""
+    result = invoke(target, "--echo", "--rate", "1000", "--count", "3", "--json")
+    assert len(receive(receiver, 3)) == 3
+    assert (result.exit_code, json.loads(result.stdout)["lost_datagrams"]) == (1, 3)
+    told, hinted = result.stderr.splitlines()
+    assert told == f"aiolb: error: no answer came from {target}"
+    assert hinted.endswith(f": aiolb serve echo --bind {target}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -232,24 +254,15 @@ def test_times_for_people(microseconds, text):
     assert _time(microseconds) == text
 
 
-def commands():
-    """Every command of the document."""
-    return [
-        line
-        for block in re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
-        for line in block.splitlines()
-    ]
-
-
 def test_the_document_has_commands():
     """The next test runs something, and knows all that is not run here."""
-    assert len([line for line in commands() if line.startswith("aiolb flood ")]) >= 8
-    others = {line.split()[0] for line in commands() if not line.startswith("aiolb flood ")}
+    assert len([line for line in commands(DOCUMENT) if line.startswith("aiolb flood ")]) >= 8
+    others = {line.split()[0] for line in commands(DOCUMENT) if not line.startswith("aiolb flood ")}
     assert others <= {"pip", "tcpdump", "aiolb"}
 
 
 @pytest.mark.usefixtures("echo")
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("aiolb flood ")])
+@pytest.mark.parametrize("command", [line for line in commands(DOCUMENT) if line.startswith("aiolb flood ")])
 def test_commands_of_the_document(target, capture, tmp_path, monkeypatch, command):
     """Each `aiolb flood` of docs/how-to/replay.md runs as written, but for the port and for less time."""
     monkeypatch.chdir(tmp_path)
@@ -262,7 +275,7 @@ def test_commands_of_the_document(target, capture, tmp_path, monkeypatch, comman
 
 def test_the_program_of_the_document(receiver, target, capture):
     """The Python program of the document runs as written, but for the port."""
-    (program,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    (program,) = blocks(DOCUMENT, "python")
     program = program.replace("127.0.0.1:10001", target)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=capture.parent, capture_output=True, text=True, check=False
@@ -274,8 +287,9 @@ def test_the_program_of_the_document(receiver, target, capture):
 
 def test_the_document_shows_what_is_told():
     """The summaries in the document have the lines that the command prints."""
+    text = (ROOT / DOCUMENT).read_text()
     for line in ("read 3,000 packets: datagrams from", "skipped ", "sent late: p50 ", "answered ", "round trip: "):
-        assert re.search(f"^{re.escape(line)}", DOCUMENT, re.MULTILINE)
+        assert re.search(f"^{re.escape(line)}", text, re.MULTILINE)
 
 
 def test_help_names_the_options():

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks_of, shown_files
 
 from aiolb import testing
 from aiolb.testing import FakeConnection, FakeMember, FakeStreamMember, RunningGroup, RunningStreamGroup
 
-PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "testing.md").read_text()
-FILES = dict(re.findall(r'^```python title="(\S+)"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL))
+PAGE = "docs/how-to/testing.md"
+TEXT = (ROOT / PAGE).read_text()
+FILES = shown_files(PAGE)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
@@ -34,7 +36,7 @@ def run(folder: Path, *settings: str, files: Sequence[str] = ()) -> str:
 
 def test_every_block_is_a_file() -> None:
     """No example is left out."""
-    assert len(re.findall(r"^```\S", PAGE, re.MULTILINE)) == len(FILES) == 7
+    assert len(blocks_of(PAGE)) == len(FILES) == 7
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_importing_the_tools_needs_no_pytest() -> None:
 )
 def test_the_tables_name_what_there_is(name: str, classes: tuple[type, ...]) -> None:
     """Each attribute in a table exists, and each public one of the classes is in a table."""
-    rows = [line for line in PAGE.splitlines() if line.startswith("|")]
+    rows = [line for line in TEXT.splitlines() if line.startswith("|")]
     named = {attribute for row in rows for attribute in re.findall(rf"\b{name}\.(\w+)", row)}
     public = set()
     for cls in {base for one in classes for base in one.__mro__ if base.__module__.startswith("aiolb.testing")}:
@@ -82,4 +84,4 @@ def arguments(function: Callable[..., object]) -> set[str]:
 @pytest.mark.parametrize("function", [testing.collector, testing.group])
 def test_the_arguments_are_described(function: Callable[..., object]) -> None:
     """Each argument but the first is on the page."""
-    assert [name for name in arguments(function) - {"app"} if name not in PAGE] == []
+    assert [name for name in arguments(function) - {"app"} if name not in TEXT] == []

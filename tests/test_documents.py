@@ -5,7 +5,6 @@ Documents whose commands want more than that have a test of their own, which nam
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from documents import ROOT
-from documents_run import Running, blocks_of, running
+from documents import ROOT, blocks_of
+from documents_run import Running, running
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
@@ -73,17 +72,15 @@ def test_blocks(document: str) -> None:
 
 
 @pytest.fixture
-def run(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> Callable[[str], Running]:
+def run(ip_as_root: str, needs: Callable[[str, str], str]) -> Callable[[str], Running]:
     """Run a document in namespaces of its own."""
-    if os.geteuid() != 0:
-        missing("needs root, for namespaces and the eBPF balancer")
 
     def to_its_end(document: str) -> Running:
         for block in blocks_of(document):
             for command in block.commands if block.language == "sh" else ():
                 if package := TOOLS.get(command.split()[0]):
                     needs(command.split()[0], package)
-        with running(document, needs("ip", "iproute2"), GIVEN.get(document)) as done:
+        with running(document, ip_as_root, GIVEN.get(document)) as done:
             done.run(document)
             return done
 
@@ -129,16 +126,14 @@ def test_the_readme_counts(run: Callable[[str], Running]) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_the_readmes_echo_answers(missing: Callable[[str], None], needs: Callable[[str, str], str]) -> None:
+def test_the_readmes_echo_answers(ip_as_root: str) -> None:
     """The echo program sends back what it gets."""
-    if os.geteuid() != 0:
-        missing("needs root, for namespaces and the eBPF balancer")
     client = (
         "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10);"
         "s.sendto(b'hello', ('127.0.0.1', 9000)); print(s.recv(100))"
     )
     with (
-        running("README.md", needs("ip", "iproute2")) as document,
+        running("README.md", ip_as_root) as document,
         document.namespaces.server("python echo.py") as server,
     ):
         assert document.namespaces.run(shlex.join(["python", "-c", client])) == "b'hello'\n"
@@ -157,19 +152,22 @@ def test_guarantees_have_their_tests() -> None:
             assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE)
 
 
+def prose(document: str) -> str:
+    """A document without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def headings(document: str) -> set[str]:
     """The anchors of a document's headings, as GitHub and mkdocs make them."""
-    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     """Each link leads to a file or folder of the project, and to a heading that there is."""
-    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
     broken = []
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\(([^)]+)\)", prose(document)):
         if REMOTE.match(link):
             continue
         path, _, anchor = link.partition("#")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 
 import pytest
-from documents import ENVIRONMENT, commands
+from documents import commands
 
 DOCUMENT = "docs/how-to/trace.md"
 
@@ -20,10 +19,8 @@ def test_commands(namespaces):
     with namespaces.server(serve) as server:
         server.wait_for(b"supervising")
         # Longer than the document's, so that the last command still has something to show.
-        endless = shlex.split(flood.replace("--count 4000", "--count 400000"))
-        with subprocess.Popen(
-            [*namespaces._enter, *endless], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-        ) as sender:
+        endless = flood.replace("--count 4000", "--count 400000")
+        with namespaces.start(endless, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
             try:
                 assert [line.split()[-1] for line in namespaces.run(first).splitlines()] == ["steer"] * 3
                 assert len(namespaces.run(source).splitlines()) == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from types import ModuleType
 import click
 import pytest
 from documents import ROOT
+from loading import module_of
 
 import aiolb
 from aiolb.cli.main import main
@@ -22,12 +22,7 @@ from aiolb.cli.main import main
 
 def tool(name: str) -> ModuleType:
     """A script in tools/, as a module."""
-    found = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert found
-    assert found.loader
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return module_of(ROOT / "tools" / f"{name}.py")
 
 
 def test_reference_is_that_of_the_commands() -> None:

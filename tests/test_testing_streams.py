@@ -315,6 +315,39 @@ def test_a_dialogue_with_a_group(run, host, source):
     run(live())
 
 
+@pytest.mark.parametrize("error", [None, ValueError("at once")])
+def test_a_handler_that_ends_at_once(run, error):
+    """The end of a handler that does not read is noticed, also before its client knows that it is connected."""
+
+    class Ends(StreamCollector):
+        async def handle_stream(self, _reader, _writer):
+            if error is not None:
+                raise error
+
+    async def live():
+        async with group(Ends, members=2, balancer="none", raise_errors=False) as running:
+            for _ in range(20):
+                async with running.connect("127.0.0.9"):
+                    pass
+            assert len(running.errors) == (0 if error is None else 20)
+            return sum(member.accepted for member in running.statistics())
+
+    assert run(live()) == 20
+
+
+def test_nobody_accepts(run):
+    """A connection that is refused is told as such, and nobody waits for it."""
+
+    async def live():
+        async with group(Lines, members=1, balancer="none") as running:
+            await running.stop(0)
+            with pytest.raises(ConnectionRefusedError):
+                await running.send(b"x")
+            await running.drained()
+
+    run(live())
+
+
 def test_errors_in_a_group(run):
     """What a handler raises is raised by its connection; a source that is not here is told."""
 

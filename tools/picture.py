@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.text import Text
@@ -77,20 +78,19 @@ def draw_top() -> None:
 
     name, history = GroupName.parse(ADDRESS), History()
     view = View("rate", 1.0, TOP_COLUMNS, TOP_LINES, keys=True)
-    app = Path("/run/aiolb-picture.py")
-    app.write_text(SLOW)
-    serve = ["serve", f"{app}:Slow", "--bind", ADDRESS, "--workers", "3", "--seed", "1"]
-    with (
-        running(*serve, "--rcvbuf", "256k", "--concurrency", "4", says=b"supervising"),
-        running("flood", ADDRESS, "--rate", "2000", "--sources", "40"),
-        running("flood", ADDRESS, "--rate", "3000", "--sources", "127.0.9.7/32"),
-    ):
-        group = Group.open(name.address)
-        for _ in range(LOOKS):
-            history.add(snapshot.take(name, group))
-            time.sleep(view.interval)
-        group.close()
-    app.unlink()
+    with TemporaryDirectory(prefix="aiolb-picture-") as folder:
+        app = Path(folder, "slow.py")
+        app.write_text(SLOW)
+        serve = ["serve", f"{app}:Slow", "--bind", ADDRESS, "--workers", "3", "--seed", "1"]
+        with (
+            running(*serve, "--rcvbuf", "256k", "--concurrency", "4", says=b"supervising"),
+            running("flood", ADDRESS, "--rate", "2000", "--sources", "40"),
+            running("flood", ADDRESS, "--rate", "3000", "--sources", "127.0.9.7/32"),
+            closing(Group.open(name.address)) as group,
+        ):
+            for _ in range(LOOKS):
+                history.add(snapshot.take(name, group))
+                time.sleep(view.interval)
     lines = frame(history, view, time.strftime("%T"))
     (DOCS / "top.svg").write_text(drawn("aiolb top", lines, columns=TOP_COLUMNS))
 

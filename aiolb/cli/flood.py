@@ -78,11 +78,12 @@ if TYPE_CHECKING:
 def flood(*, target: str, replay: Path | None, echo: bool, as_json: bool, event_loop: str, **settings: Any) -> None:
     """Send datagrams to HOST:PORT (default 127.0.0.1:10001) until --count, --duration or Ctrl-C.
 
-    The summary says what was sent and at which rate; Ctrl-C and SIGTERM give it too.
+    The summary says what was sent and at which rate; Ctrl-C and SIGTERM give it too. Exits 1 if nothing of a capture
+    was sent, or nothing was answered with --echo.
     """
     from aiolb import loops
     from aiolb.cli.flood_summary import as_json as to_json
-    from aiolb.cli.flood_summary import summary
+    from aiolb.cli.flood_summary import check, summary
 
     check_together(replay=replay, echo=echo)
     target = _with_port(target)
@@ -95,6 +96,7 @@ def flood(*, target: str, replay: Path | None, echo: bool, as_json: bool, event_
     with loops.runner(event_loop) as runner:
         statistics = runner.run(_run(publisher))
     click.echo((to_json if as_json else summary)(publisher, statistics))
+    check(publisher, statistics)
 
 
 _OF_PUBLISHER = ("rate", "count", "duration", "size", "sources", "stamp", "gso")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from aiolb.errors import AiolbError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -48,6 +50,21 @@ def summary(publisher: Sending, statistics: PublisherStatistics) -> str:
     if statistics.errors.get("refused"):
         lines.append("refused: nobody listens there, or did not all the time, or a guard drops these sources")
     return "\n".join(lines)
+
+
+def check(publisher: Sending, statistics: PublisherStatistics) -> None:
+    """Raise AiolbError where nothing came of it: nothing of a capture was sent, no round trip was answered."""
+    from aiolb.replay_config import ReplayConfig
+    from aiolb.round_trips import EchoStatistics
+
+    if isinstance(publisher.config, ReplayConfig) and not statistics.sent:
+        raise AiolbError(f"nothing of the capture {publisher.config.file} was sent")
+    if isinstance(statistics, EchoStatistics) and not statistics.answered:
+        target = publisher.config.target
+        raise AiolbError(
+            f"no answer came from {target}",
+            hint=f"who receives has to send back what it gets, as this one does: aiolb serve echo --bind {target}",
+        )
 
 
 def _sent(publisher: Sending, statistics: PublisherStatistics) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_network
 
-from aiolb.address import Address, IPNetwork, parse_ip, parse_network, split_host_port
+from aiolb.address import Address, IPNetwork, parse_ip, parse_network, split_host_port, to_send_to
 from aiolb.errors import ConfigurationError
 from aiolb.pacing import validate_rate
 from aiolb.send import gso
@@ -129,7 +129,7 @@ class PublisherConfig:
             host, port = self.target.host, self.target.port
         else:
             host, port = split_host_port(self.target, default_port=None)
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+        return to_send_to(host), port
 
     @property
     def numeric_target(self) -> Address | None:

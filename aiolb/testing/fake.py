@@ -8,12 +8,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, overload
 
 from aiolb.base_collector import kind_of
-from aiolb.config import ServeConfig
+from aiolb.config import UNITS, ServeConfig
 from aiolb.errors import AiolbError
 from aiolb.receive.contract import Datagram, TimedDatagram
 from aiolb.server import Server
 from aiolb.stats import CollectorStatistics
-from aiolb.stream import StreamCollector
 from aiolb.testing.fake_base import SOURCE, FakeBase
 from aiolb.testing.fake_listener import BIND, MAX_DATAGRAM, FakeListener
 from aiolb.testing.fake_streams import FakeStreamMember
@@ -21,13 +20,10 @@ from aiolb.testing.outcomes import DEADLINE, Outcome, Outcomes
 from aiolb.testing.watched import C, S, Watched, WatchedStream, made
 
 
-class FakeMember(FakeBase[C]):
+class FakeMember(FakeBase[C, FakeListener]):
     """A started collector that gets its datagrams from a test; see :func:`collector`."""
 
-    def __init__(self, app: Watched[C], server: Server, outcomes: Outcomes) -> None:
-        super().__init__(app, server, outcomes)
-        self._app = app
-        self._listener: FakeListener | None = None
+    _app: Watched[C]
 
     @property
     def replies(self) -> list[Datagram]:
@@ -74,15 +70,8 @@ class FakeMember(FakeBase[C]):
         """What the member received, handled and sent so far."""
         return self._life.server.statistics()
 
-    def _listen(self) -> FakeListener:
-        self._listener = FakeListener(self._app, self._life.server.config)
-        return self._listener
-
-    @property
-    def _opened(self) -> FakeListener:
-        if self._listener is None:
-            raise AiolbError(f"{type(self.collector).__name__} has not been started")
-        return self._listener
+    def _make_listener(self) -> FakeListener:
+        return FakeListener(self._app, self._life.server.config)
 
 
 @overload
@@ -120,19 +109,14 @@ def collector(
 @asynccontextmanager
 async def _running(
     app: Any, raise_errors: bool, deadline: float | None, settings: dict[str, Any]
-) -> AsyncIterator[FakeBase[Any]]:
+) -> AsyncIterator[FakeBase[Any, Any]]:
     collector = made(app)
     protocol = kind_of(type(collector)).protocol
     config = ServeConfig(bind=(BIND,), **{"count": settings.get("index", 0) + 1, "protocol": protocol, **settings})
-    member: FakeBase[Any]
-    if isinstance(collector, StreamCollector):
-        outcomes = Outcomes(raising=raise_errors, deadline=deadline, units="connections")
-        stream = WatchedStream(collector, outcomes)
-        member = FakeStreamMember(stream, Server(stream, config), outcomes)
-    else:
-        outcomes = Outcomes(raising=raise_errors, deadline=deadline)
-        watched = Watched(collector, outcomes)
-        member = FakeMember(watched, Server(watched, config), outcomes)
+    outcomes = Outcomes(raising=raise_errors, deadline=deadline, units=UNITS[protocol])
+    watch, kind = (Watched, FakeMember) if protocol == "udp" else (WatchedStream, FakeStreamMember)
+    watched: Any = watch(collector, outcomes)
+    member: FakeBase[Any, Any] = kind(watched, Server(watched, config), outcomes)
     await member.start()
     try:
         yield member

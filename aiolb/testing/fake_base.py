@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Generic, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+from aiolb.errors import AiolbError
 from aiolb.server import Server
+from aiolb.testing.fake_listener import FakeListenerBase
 from aiolb.testing.life import Life
 from aiolb.testing.outcomes import Outcomes
 from aiolb.testing.watched import B, WatchedBase
 
 if TYPE_CHECKING:
+    from aiolb.address import Address
     from aiolb.listener import Listener
+
+L = TypeVar("L", bound=FakeListenerBase)
 
 SOURCE = ("192.0.2.1", 40000)
 """Where datagrams and connections come from unless told otherwise: an address that is nobody's (RFC 5737)."""
 
 
-class FakeBase(ABC, Generic[B]):
+class FakeBase(ABC, Generic[B, L]):
     """A collector that is started and stopped by its real server; see :func:`aiolb.testing.collector`."""
 
     def __init__(self, app: WatchedBase[B], server: Server, outcomes: Outcomes) -> None:
@@ -25,8 +30,10 @@ class FakeBase(ABC, Generic[B]):
         """The collector."""
         self.errors = outcomes.errors
         """What handlers and ``shutdown()`` raised so far."""
+        self._app = app
         self._outcomes = outcomes
         self._life = Life(server)
+        self._listener: L | None = None
 
     @property
     def stopping(self) -> bool:
@@ -35,16 +42,26 @@ class FakeBase(ABC, Generic[B]):
 
     async def start(self) -> None:
         """Run the collector's ``startup()``. Raises what :meth:`aiolb.Server.start` raises."""
-        await self._life.start(lambda _: cast("Listener", self._listen()))
+        await self._life.start(self._listen)
 
     async def stop(self) -> None:
         """Stop as a server does: handle what is queued, then ``shutdown()``. Idempotent."""
         await self._life.stop()
         self._outcomes.give_up_all()
 
+    def _listen(self, _address: Address) -> Listener:
+        self._listener = self._make_listener()
+        return cast("Listener", self._listener)
+
     @abstractmethod
-    def _listen(self) -> object:
+    def _make_listener(self) -> L:
         """What the server sees of the kernel."""
+
+    @property
+    def _opened(self) -> L:
+        if self._listener is None:
+            raise AiolbError(f"{type(self.collector).__name__} has not been started")
+        return self._listener
 
     def hang_up(self) -> None:
         """Let the other ends go, before the stop at the end of a test."""

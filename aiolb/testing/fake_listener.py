@@ -103,14 +103,25 @@ class FakeTransport(asyncio.DatagramTransport):
         self.close()
 
 
-class FakeListener:
-    """What a server sees of :class:`aiolb.listener.Listener`, over a fake transport."""
+class FakeListenerBase:
+    """What a server sees of :class:`aiolb.listener.Listener` where there is no group."""
+
+    address = BIND
+    balancer = "none"
+    key = None
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.count = config.count or 1
+
+    def leave(self) -> None:
+        """There is no group."""
+
+
+class FakeListener(FakeListenerBase):
+    """What a server sees of :class:`aiolb.datagram_listener.DatagramListener`, over a fake transport."""
 
     def __init__(self, application: Application, config: ServeConfig) -> None:
-        self.address = BIND
-        self.balancer = "none"
-        self.key = None
-        self.count = config.count or 1
+        super().__init__(config)
         self.protocol = CollectorProtocol(
             application,
             concurrency=config.concurrency,
@@ -120,9 +131,6 @@ class FakeListener:
             loop=asyncio.get_running_loop(),
         )
         self.transport = FakeTransport(self.protocol)
-
-    def leave(self) -> None:
-        """There is no group."""
 
     async def drain(self) -> None:
         """Hand on what is queued, and wait until it is handled."""

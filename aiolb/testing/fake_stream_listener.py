@@ -10,7 +10,7 @@ from typing import Any
 from aiolb.config import ServeConfig
 from aiolb.connections import Connections, CountingReader, StreamHandlers
 from aiolb.stats import StreamSocketStatistics
-from aiolb.testing.fake_listener import BIND
+from aiolb.testing.fake_listener import BIND, FakeListenerBase
 from aiolb.testing.watched import UNIT
 
 
@@ -167,14 +167,11 @@ class WaitingReader(CountingReader):
             self.waits = False
 
 
-class FakeStreamListener:
+class FakeStreamListener(FakeListenerBase):
     """What a server sees of :class:`aiolb.stream_listener.StreamListener`, over connections from a test."""
 
     def __init__(self, application: StreamHandlers, config: ServeConfig) -> None:
-        self.address = BIND
-        self.balancer = "none"
-        self.key = None
-        self.count = config.count or 1
+        super().__init__(config)
         self.listening = True
         self.connections = Connections(application, config.concurrency, reader=WaitingReader)
         self.connections.changed = self._accept
@@ -188,9 +185,6 @@ class FakeStreamListener:
     def _accept(self) -> None:
         while self._waiting and self.connections.has_room:
             self.connections.handle(*self._waiting.popleft())
-
-    def leave(self) -> None:
-        """There is no group."""
 
     async def drain(self) -> None:
         """Accept what waits, and wait until all connections have ended."""

@@ -92,14 +92,14 @@ class FakeConnection:
             ) from None
 
 
-class FakeStreamMember(FakeBase[S]):
+class FakeStreamMember(FakeBase[S, FakeStreamListener]):
     """A started collector that gets its connections from a test; see :func:`aiolb.testing.collector`."""
+
+    _app: WatchedStream[S]
 
     def __init__(self, app: WatchedStream[S], server: Server, outcomes: Outcomes) -> None:
         super().__init__(app, server, outcomes)
-        self._app = app
         self._connections: list[FakeConnection] = []
-        self._listener: FakeStreamListener | None = None
 
     def connect(self, addr: Any = SOURCE) -> FakeConnection:
         """Let a connection come, and do not wait: its handler begins when the loop turns.
@@ -107,14 +107,12 @@ class FakeStreamMember(FakeBase[S]):
         With ``concurrency`` of them open it waits to be accepted. ``addr`` is what the handler finds as ``peername``.
         What the test leaves open is closed at the end of the block. Raises AiolbError after the stop.
         """
-        if self._listener is None:
-            raise AiolbError(f"{type(self.collector).__name__} has not been started")
-        if not self._listener.listening:
+        if not self._opened.listening:
             raise AiolbError(f"{type(self.collector).__name__} has stopped, and accepts nothing")
         stream = FakeStream(addr)
         connection = FakeConnection(stream, self._outcomes)
         self._connections.append(connection)
-        self._listener.connect(stream, addr)
+        self._opened.connect(stream, addr)
         return connection
 
     async def feed(self, data: bytes, addr: Any = SOURCE) -> bytes:
@@ -145,9 +143,7 @@ class FakeStreamMember(FakeBase[S]):
 
     async def _counted(self) -> None:
         """Wait until the connections whose handlers have ended are closed and counted, which comes a moment later."""
-        if self._listener is not None:
-            await self._listener.connections.ended(self._app.ended)
+        await self._opened.connections.ended(self._app.ended)
 
-    def _listen(self) -> FakeStreamListener:
-        self._listener = FakeStreamListener(self._app, self._life.server.config)
-        return self._listener
+    def _make_listener(self) -> FakeStreamListener:
+        return FakeStreamListener(self._app, self._life.server.config)

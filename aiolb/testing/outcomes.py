@@ -30,9 +30,7 @@ class Outcomes:
     ``remark`` is added to that of what was not handled.
     """
 
-    def __init__(
-        self, *, raising: bool, deadline: float | None, units: str = "datagrams", remark: Callable[[], str] = str
-    ) -> None:
+    def __init__(self, *, raising: bool, deadline: float | None, units: str, remark: Callable[[], str] = str) -> None:
         self.errors: list[BaseException] = []
         self._raising = raising
         self.deadline = deadline

@@ -99,10 +99,8 @@ class RunningGroup(RunningBase[C]):
         return self._senders[host]
 
     def _connected(self, source: str) -> socket.socket:
-        target = self._target
-        sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        target, sock = self._target, self._bound(socket.SOCK_DGRAM, source)
         try:
-            sock.bind((source, 0))
             sock.connect((target.host, target.port))
         except OSError as error:
             sock.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Generic
 
-from aiolb.address import Address, parse_ip
+from aiolb.address import Address, parse_ip, to_send_to
 from aiolb.bpf.members import Members
 from aiolb.errors import ConfigurationError
 from aiolb.testing.life import Life
@@ -58,8 +59,17 @@ class RunningBase(ABC, Generic[B]):
     @property
     def _target(self) -> Address:
         """Where to send to: a loopback address for a wildcard."""
-        host = self.address.host
-        return Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), self.address.port)
+        return Address(to_send_to(self.address.host), self.address.port)
+
+    def _bound(self, kind: socket.SocketKind, source: str) -> socket.socket:
+        """A non-blocking socket that sends from a source. Raises ConfigurationError."""
+        sock = socket.socket(self._target.family, kind | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((source, 0))
+        except OSError as error:
+            sock.close()
+            raise self._cannot_send(source, error) from error
+        return sock
 
     def _cannot_send(self, source: str, error: OSError) -> ConfigurationError:
         return ConfigurationError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import cast
 
 from aiolb.bpf.members import Members
 from aiolb.stats import StreamStatistics
 from aiolb.stream_listener import StreamListener
 from aiolb.testing.life import Life
-from aiolb.testing.outcomes import Outcomes, UnhandledError
+from aiolb.testing.outcomes import Outcome, Outcomes, UnhandledError
 from aiolb.testing.running_base import RunningBase
 from aiolb.testing.watched import S, WatchedStream
 
@@ -19,11 +20,12 @@ from aiolb.testing.watched import S, WatchedStream
 class RunningStreamGroup(RunningBase[S]):
     """The members of one group of connections, and clients with any source; see :func:`aiolb.testing.group`."""
 
+    _members: Sequence[WatchedStream[S]]
+
     def __init__(
         self, joined: Members, watched: Sequence[WatchedStream[S]], lives: Sequence[Life], outcomes: Outcomes
     ) -> None:
         super().__init__(joined, watched, lives, outcomes)
-        self._watched = watched
         self._writers: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
@@ -37,8 +39,7 @@ class RunningStreamGroup(RunningBase[S]):
         Raises ConfigurationError for a source that is no address of this machine, ConnectionError where nobody
         accepts, what the handler raised, and UnhandledError when the deadline is over.
         """
-        reader, writer = await self._opened(self._host(source))
-        outcome = self._outcomes.expect(writer.get_extra_info("sockname"))
+        reader, writer, outcome = await self._opened(self._host(source))
         self._writers.add(writer)
         try:
             yield reader, writer
@@ -89,17 +90,25 @@ class RunningStreamGroup(RunningBase[S]):
             self._writers.pop().transport.abort()
         self._outcomes.give_up_all()
 
-    async def _opened(self, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        target = self._target
-        try:
-            return await asyncio.open_connection(target.host, target.port, local_addr=(host, 0))
-        except ConnectionError:
-            raise
-        except OSError as error:
-            raise self._cannot_send(host, error) from error
+    async def _opened(self, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Outcome]:
+        target, sock = self._target, self._bound(socket.SOCK_STREAM, host)
+        with ExitStack() as on_error:
+            on_error.callback(sock.close)
+            # A handler that does not read may have ended before this knows that it is connected.
+            outcome = self._outcomes.expect(unit := sock.getsockname())
+            on_error.callback(self._outcomes.given_up, [unit])
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
+            except ConnectionError:
+                raise
+            except OSError as error:
+                raise self._cannot_send(host, error) from error
+            reader, writer = await asyncio.open_connection(sock=sock)
+            on_error.pop_all()
+        return reader, writer, outcome
 
     async def _counted(self) -> None:
         """Wait until the connections whose handlers have ended are closed and counted, which comes a moment later."""
-        for life, member in zip(self._lives, self._watched, strict=True):
+        for life, member in zip(self._lives, self._members, strict=True):
             for listener in life.server.listeners:
                 await cast("StreamListener", listener).connections.ended(member.ended)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from documents_run import blocks_of
+from documents import blocks
 from engine import ROOT, Engine
 
 DOCUMENT = "docs/how-to/docker.md"
@@ -31,7 +31,7 @@ LINE = re.compile(r"(collector-\d)-1 .*?(\d+\.\d+\.\d+\.\d+):\d+ +64 bytes ")
 
 def commands() -> list[str]:
     """What people are to type, in order."""
-    text = "".join(block.text for block in blocks_of(DOCUMENT) if block.language == "console").replace("\\\n", " ")
+    text = "".join(blocks(DOCUMENT, "console")).replace("\\\n", " ")
     return [line[2:] for line in text.splitlines() if line.startswith("$ ")]
 
 
@@ -70,7 +70,7 @@ def terminal(engine: Engine, tmp_path: Path) -> Iterator[Terminal]:
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
     own.mkdir()
     (own / "app.py").write_text(APP)
-    (dockerfile,) = (block.text for block in blocks_of(DOCUMENT) if block.language == "dockerfile")
+    (dockerfile,) = blocks(DOCUMENT, "dockerfile")
     (own / "Dockerfile").write_text(dockerfile)
     for name in BASES:
         engine.docker("tag", "aiolb-base", name)

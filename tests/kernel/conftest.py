@@ -24,7 +24,7 @@ import pytest
 import serving
 
 from aiolb import sockets
-from aiolb.address import Address, IPAddress, canonical
+from aiolb.address import Address, IPAddress, canonical, to_send_to
 from aiolb.bpf import hashing, probe, spec, syscall
 from aiolb.bpf.group import Group, GroupOptions, GroupStatistics, Membership
 from aiolb.bpf.keys import Key
@@ -330,8 +330,7 @@ class Cluster:
     @property
     def target(self) -> Address:
         """Where to send: the group's address, or its loopback one."""
-        wildcards = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        return Address(wildcards.get(self.address.host, self.address.host), self.address.port)
+        return Address(to_send_to(self.address.host), self.address.port)
 
     def receive(self, expected: int) -> dict[IPAddress, int | str]:
         """Take ``expected`` datagrams, each of another source: which socket received each source."""

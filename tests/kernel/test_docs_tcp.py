@@ -2,86 +2,33 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import json
-import os
-import re
-import signal
-import sys
-from pathlib import Path
 
 import pytest
-from deadline import DEADLINE
-from events import Log
+from documents import ROOT, blocks_of, commands
 
 from aiolb.application import load
 from aiolb.testing import collector
 
-ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "how-to" / "tcp.md").read_text()
+PAGE = "docs/how-to/tcp.md"
 EXAMPLE = ROOT / "examples" / "syslog_tcp_collector.py"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def blocks(language):
-    """The code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_every_block_is_tested():
-    """There are no blocks but these, and the program is one."""
-    assert re.findall(r"^```(\S+)$", PAGE, re.MULTILINE) == ["python", "sh", "sh"]
-    (program,) = blocks("python")
-    ast.parse(program)
+    """There are no blocks but these, and another test compiles the program."""
+    assert [block.language for block in blocks_of(PAGE)] == ["python", "sh", "sh"]
 
 
-def test_links_lead_somewhere():
-    """Each link to a file of the project leads to one."""
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGE) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / "docs" / "how-to" / link.partition("#")[0]).is_file()] == []
-
-
-async def test_the_commands(tmp_path, needs, private_mounts):
+def test_the_commands(namespaces, needs, tmp_path):
     """The collector starts, takes what logger sends, with both framings, and its report has it."""
     needs("logger", "bsdutils")
-    (tmp_path / "examples").symlink_to(EXAMPLE.parent)
-    serve, send = blocks("sh")
-    # The server in the background, the senders when a line says so, and then the end of the server; at once when
-    # this process has gone.
-    script = (
-        f"set -e\nip link set lo up\nmount -t bpf bpf /sys/fs/bpf\n{serve.rstrip()} &\nread line || kill $!\n{send}\n"
-    )
-    script += "kill -TERM $!\nwait $!\n"
-    process = await asyncio.create_subprocess_exec(
-        *private_mounts,
-        "--net",
-        "sh",
-        "-c",
-        script,
-        stdin=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
-    log = Log()
-
-    async def read():
-        async for line in process.stderr:
-            log.add(line.decode().rstrip("\n"))
-            if " supervising " in log.lines[-1]:
-                process.stdin.write(b"go\n")
-
-    try:
-        async with asyncio.timeout(DEADLINE):
-            await read()
-            assert await process.wait() == 0, log.said
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    serve, *sends = commands(PAGE)
+    with namespaces.server(serve) as server:
+        server.wait_for(b"supervising")
+        for send in sends:
+            namespaces.run(send)
+        server.stop()
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["accepted"], report["closed"], report["errors"]) == (2, 2, 0)
     collectors = [worker for member in report["members"] for worker in member["collector"] if worker]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import socket
 import struct
 from functools import cache
 from ipaddress import IPv4Address, ip_address
-from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks
 
 from aiolb import sockets
 from aiolb.bpf import compiler, steering
@@ -22,8 +21,7 @@ from aiolb.bpf.program import VerifierError
 from aiolb.bpf.steering import JoinOptions
 from aiolb.errors import CompileError, ConfigurationError, GroupError
 
-ROOT = Path(__file__).parent.parent.parent
-DOCUMENT, EXAMPLES = ROOT / "docs/how-to/keys.md", ROOT / "examples/keys"
+DOCUMENT, EXAMPLES = "docs/how-to/keys.md", ROOT / "examples/keys"
 SOURCE = IPv4Address("127.0.0.1")
 UDP_SEGMENT = 103
 TABLE = """
@@ -161,7 +159,7 @@ def test_quic_connections(keyed, sources_v4):
 def test_connection_ids_of_a_member(keyed):
     """The function that docs/how-to/keys.md shows makes connection ids that steer to the member that asks."""
     group, shown = keyed("quic_connection"), {}
-    (text,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = blocks(DOCUMENT, "python")
     exec(text, shown)  # noqa: S102 - our own documentation
     ids = [shown["new_connection_id"](group.group, index) for index in range(5)]
     assert steered(group, [(SOURCE, short_header(each, 1)) for each in ids]) == [0, 1, 2, 3, 4]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import datetime as dt
 import json
-import os
-import re
 import select
 import shlex
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -21,58 +16,30 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from deadline import DEADLINE
+from documents import ROOT, blocks, blocks_of, commands, shown_files
 
-TESTS = Path(__file__).parent.parent
-PAGE = (TESTS.parent / "docs" / "how-to" / "library.md").read_text()
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+PAGE = "docs/how-to/library.md"
+CLIENT = str(ROOT / "tests" / "library_client.py")
 PROGRAMS = {"asyncio": "tcp", "uvicorn": "http", "aiohttp": "http", "quic": "quic"}
 SOURCES = [f"127.0.{number // 200 + 1}.{number % 200 + 1}" for number in range(60)]
 
 
-def blocks(language):
-    """The code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-class Namespaces:
-    """A network and a mount namespace in which every port is free, and what runs in them."""
-
-    def __init__(self, folder, holder):
-        self._folder = folder
-        self._enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--root", f"--wd={folder}", "--"]
-
-    def start(self, *command):
-        """Start a command; the caller ends it."""
-        return subprocess.Popen(
-            [*self._enter, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, text=True
-        )
-
-    def run(self, *command):
-        """Run a command to its end; its output."""
-        process = self.start(*command)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
-        return output
-
-    def ask(self, protocol):
-        """The member that answers each source."""
-        return json.loads(self.run("python", str(TESTS / "library_client.py"), protocol, *SOURCES))
-
-
 @pytest.fixture
-def namespaces(tmp_path, needs):
-    """Namespaces with the programs of the page, and a certificate, in the working directory."""
-    for block in blocks("python"):
-        name = re.match(r"# (\w+\.py)\n", block)
-        (tmp_path / name[1]).write_text(block)
-    script = f"{needs('ip', 'iproute2')} link set lo up && mount -t bpf bpf /sys/fs/bpf && echo ready && exec cat"
-    with subprocess.Popen(
-        [needs("unshare", "util-linux"), "--net", "--mount", "sh", "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as holder:  # the end of its input is the end of the namespaces
-        assert holder.stdout.readline() == b"ready\n"
-        yield Namespaces(tmp_path, holder)
+def namespaces(namespaces):
+    """Namespaces with the programs of the page in the working directory."""
+    for name, text in shown_files(PAGE).items():
+        (namespaces.folder / name).write_text(text)
+    return namespaces
+
+
+def started(namespaces, command):
+    """A process that runs a command; its output is text."""
+    return namespaces.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ask(namespaces, protocol):
+    """The member that answers each source."""
+    return json.loads(namespaces.run(shlex.join(["python", CLIENT, protocol, *SOURCES])))
 
 
 def write_certificate(folder):
@@ -100,7 +67,7 @@ def write_certificate(folder):
 def wait_until_joined(namespaces, name, count):
     """Until so many members are alive, as `aiolb group show` says."""
     for _ in range(200):
-        process = namespaces.start("aiolb", "group", "show", name, "--json")
+        process = started(namespaces, f"aiolb group show {name} --json")
         output, _ = process.communicate(timeout=DEADLINE)
         if process.returncode == 0 and json.loads(output)[0]["alive"] == count:
             return
@@ -118,12 +85,12 @@ def test_three_members(namespaces, tmp_path, name):
     with ExitStack() as stack:
         servers = []
         for index in range(3):
-            server = namespaces.start("python", f"{name}_server.py", str(index))
+            server = started(namespaces, f"python {name}_server.py {index}")
             stack.callback(server.communicate)
             stack.callback(server.kill)
             servers.append(server)
         wait_until_joined(namespaces, group, 3)
-        first, second = namespaces.ask(protocol), namespaces.ask(protocol)
+        first, second = ask(namespaces, protocol), ask(namespaces, protocol)
         assert first == second
         assert set(first.values()) == {0, 1, 2}
         servers[2].send_signal(signal.SIGTERM)
@@ -131,24 +98,21 @@ def test_three_members(namespaces, tmp_path, name):
         # uvicorn ends by the signal that it was sent, once it has done everything else.
         assert servers[2].returncode in (0, -signal.SIGTERM), output
         assert "Traceback" not in output
-        third = namespaces.ask(protocol)
+        third = ask(namespaces, protocol)
         assert set(third.values()) == {0, 1}
         assert [source for source in SOURCES if first[source] != 2 and third[source] != first[source]] == []
 
 
 def test_the_commands(namespaces):
     """The commands of the page prepare a group, show it and take it away."""
-    outputs = [
-        namespaces.run(*shlex.split(line)) for block in blocks("sh") for line in block.splitlines() if line.strip()
-    ]
+    outputs = [namespaces.run(command) for command in commands(PAGE)]
     assert outputs[0].startswith("tcp:127.0.0.1:9000 is prepared for nobody: 3 members, key source\n")
     assert "owner     nobody:nogroup, prepared" in outputs[1]
     assert outputs[2] == "deleted tcp:127.0.0.1:9000\n"
 
 
 def test_every_block_is_tested():
-    """There are no blocks but programs, each of which parses, and commands."""
-    assert set(re.findall(r"^```(\S+)$", PAGE, re.MULTILINE)) == {"python", "sh"}
-    for program in blocks("python"):
-        ast.parse(program)
-    assert {re.match(r"# (\w+)_server\.py\n", program)[1] for program in blocks("python")} == set(PROGRAMS)
+    """There are no blocks but programs, which another test compiles, and commands."""
+    assert {block.language for block in blocks_of(PAGE)} == {"python", "sh"}
+    assert len(blocks(PAGE, "python")) == len(PROGRAMS)
+    assert set(shown_files(PAGE)) == {f"{name}_server.py" for name in PROGRAMS}

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import yaml
-from documents_run import blocks_of, running
+from documents import blocks, commands
+from documents_run import running
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 METRICS = "docs/reference/metrics.md"
@@ -52,18 +53,12 @@ def counts(folder):
     return found
 
 
-def test_a_collector_that_exports(needs):
+def test_a_collector_that_exports(ip_as_root):
     """Three workers export their counts when they end, and the sums are what was sent."""
-    (command,) = [
-        command
-        for block in blocks_of(METRICS)
-        if block.language == "sh"
-        for command in block.commands
-        if "OTEL_EXPORTER_OTLP_ENDPOINT" in command
-    ]
+    (command,) = [command for command in commands(METRICS) if "OTEL_EXPORTER_OTLP_ENDPOINT" in command]
     given = {"endpoint.py": ENDPOINT}
     with (
-        running(METRICS, needs("ip", "iproute2"), given) as document,
+        running(METRICS, ip_as_root, given) as document,
         document.namespaces.server(f"{sys.executable} endpoint.py"),
     ):
         with document.namespaces.server(command) as served:
@@ -82,9 +77,9 @@ def test_a_collector_that_exports(needs):
 
 def test_the_receiver_of_the_collector(needs, tmp_path):
     """What the page tells the OpenTelemetry Collector's prometheus receiver, which takes Prometheus's own settings."""
-    (block,) = [block for block in blocks_of(METRICS) if block.language == "yaml"]
+    (text,) = blocks(METRICS, "yaml")
     path = tmp_path / "prometheus.yml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(block.text)["receivers"]["prometheus"]["config"]))
+    path.write_text(yaml.safe_dump(yaml.safe_load(text)["receivers"]["prometheus"]["config"]))
     done = subprocess.run(
         [needs("promtool", "prometheus"), "check", "config", path], capture_output=True, text=True, check=False
     )

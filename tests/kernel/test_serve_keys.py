@@ -11,13 +11,12 @@ import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack, closing
-from pathlib import Path
-from threading import Timer
 
 import pytest
 import serving
 import supervision
 from deadline import DEADLINE
+from documents import ROOT, blocks, commands
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -26,8 +25,7 @@ from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 
 AIOLB = [sys.executable, "-m", "aiolb"]
-DOCUMENT = Path(__file__).parent.parent.parent / "docs/how-to/keys.md"
-SESSION = Path(__file__).parent.parent.parent / "examples/keys/session.c"
+DOCUMENT, SESSION = "docs/how-to/keys.md", ROOT / "examples/keys/session.c"
 TABLE = """int key_of(const struct packet *packet, struct key *key)
 {
 	u64 table[4] = {1, 2, 3, 4};
@@ -156,44 +154,28 @@ async def test_a_group_keeps_its_key(start, refused, address):
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("command", re.findall(r"^aiolb .*", DOCUMENT.read_text(), re.MULTILINE))
-def test_commands_of_the_documentation(command, needs):
+@pytest.mark.parametrize("command", commands(DOCUMENT))
+def test_commands_of_the_documentation(command, namespaces):
     """Each command of docs/how-to/keys.md starts as it is written, and stops."""
-    for tool, package in (("unshare", "util-linux"), ("ip", "iproute2")):
-        needs(tool, package)
-    prepared = f"ip link set lo up && mount -t bpf bpf /sys/fs/bpf && exec {sys.executable} -m {command}"
-    with subprocess.Popen(
-        ["unshare", "--net", "--mount", "sh", "-c", prepared],  # noqa: S607 - found by PATH on every system
-        cwd=DOCUMENT.parent.parent.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        killer = Timer(DEADLINE, server.kill)
-        killer.start()
-        said = []
-        for line in server.stderr:
-            said.append(line)
-            if ("supervising" if "--workers" in command else "ready") in line:
-                server.terminate()
-        killer.cancel()
-        killer.join()
-    assert server.returncode == 0, said
-    assert any("key=" in line for line in said)
+    (namespaces.folder / "examples").symlink_to(ROOT / "examples")
+    with namespaces.server(command) as server:
+        server.wait_for(b"supervising" if "--workers" in command else b"ready")
+        server.wait_for(b"key=")
+        server.stop()
 
 
 def test_functions_of_the_documentation():
     """The table names the functions that a key file may use, each with its arguments, and no other."""
     header = (spec.FOLDER / "key.h").read_text()
     functions = set(re.findall(r"^HELPER \S+ (\w+)\(", header, re.MULTILINE))
-    table = DOCUMENT.read_text().partition("| function |")[2].partition("\n\n")[0]
+    table = (ROOT / DOCUMENT).read_text().partition("| function |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)(?:\(|`)", table)) == functions
 
 
 @pytest.mark.usefixtures("compiled")
 def test_the_file_of_the_documentation_compiles(bpffs):
     """The key file that docs/how-to/keys.md shows is one that the kernel takes."""
-    (text,) = re.findall(r"^```c\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = blocks(DOCUMENT, "c")
     key_file = KeyFile("shown.c", text)
     program = compiler.compile_balancer(key_file=key_file)
     options = GroupOptions(key=key_file.key, program=program, bpffs=bpffs)

@@ -16,6 +16,8 @@ import documents
 import pytest
 from deadline import DEADLINE
 
+from aiolb.bpf.abi import LAYOUT_VERSION
+
 PAGE = "docs/how-to/shell.md"
 
 # By the shell: its Debian package and others that it needs, its command, and what it is told before people type.
@@ -127,3 +129,9 @@ def test_completion_for_oneself(folder, needs):
         assert (folder / "called").read_text().splitlines() == ["status", "--json"]
     finally:
         terminal.close()
+
+
+def test_the_version_that_is_shown():
+    """The page shows the layout of today: who compares two versions looks for it."""
+    (shown,) = documents.blocks(PAGE, "text")
+    assert f", layout {LAYOUT_VERSION}, receiver compiled, sender compiled\n" in shown
