@@ -15,6 +15,7 @@ from typing import Self
 from aiolb.address import Address
 from aiolb.bpf import ownership, syscall
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.maps import Maps
 from aiolb.bpf.ownership import Owner
 from aiolb.errors import GroupError, KernelError, PrivilegeError
@@ -41,7 +42,7 @@ class Pins:
         # bpffs refuses names with dots.
         host = address.host.replace(".", "-")
         self.folder = folder_of_namespace(bpffs) / f"{protocol}_{host}_{address.port}"
-        self.name = str(address) if protocol == "udp" else f"{protocol}:{address}"
+        self.name = GroupName(protocol, address)
         self._descriptor: int | None = None
         self._locked = False
 
@@ -71,7 +72,7 @@ class Pins:
     def command(self, action: str, *options: str) -> str:
         """``aiolb group ACTION`` for this group, to be told in a hint."""
         where = () if self.bpffs == BPFFS else ("--bpffs", str(self.bpffs))
-        return " ".join(["aiolb group", action, self.name, *options, *where])
+        return " ".join(["aiolb group", action, str(self.name), *options, *where])
 
     @property
     def complete(self) -> bool:

@@ -17,6 +17,7 @@ from aiolb.bpf import classic, compiler, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.key_file import KeyFile
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
@@ -329,8 +330,9 @@ def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socke
     found = sockets.holders_of(address, protocol=options.protocol)
     others = [holder for holder in found if holder.pid != os.getpid()]
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
+        name = GroupName(options.protocol, address)
         raise GroupError(
-            f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
+            f"a group with the eBPF balancer is running at {name} ({'; '.join(map(str, others))})",
             hint="join it as its members' user, without --balancer classic; aiolb group show has its owner",
         )
 
