@@ -157,8 +157,7 @@ class EventReader:
     def read(self) -> list[Decision]:
         """The next decisions in the order in which the CPUs wrote them, up to MOST; never waits."""
         records = self._records()
-        if not records and not self._config.flags & FLAG_EVENTS:
-            self.pauses += 1
+        if not records and self._has_paused():
             self._switch(on=True)
         return self._decisions(records)
 
@@ -172,6 +171,7 @@ class EventReader:
         if self._place is None:
             return
         try:
+            self._has_paused()
             self._switch(on=False)
             with suppress(OSError):  # where it cannot wait, a decision more may be missing
                 syscall.membarrier()
@@ -194,6 +194,12 @@ class EventReader:
             if self._ring is not None:
                 self._ring.close()
                 self._ring = None
+
+    def _has_paused(self) -> bool:
+        """Whether the program has stopped to write by itself; if so, counts that."""
+        paused = not self._config.flags & FLAG_EVENTS
+        self.pauses += paused
+        return paused
 
     def _records(self) -> list[bytes]:
         assert self._ring is not None  # noqa: S101 - started

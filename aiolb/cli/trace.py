@@ -71,7 +71,7 @@ def trace(
                 reader.stop()
         printer.show(reader.rest())
         printer.finish()
-        _summary(reader, printer.shown)
+        _summary(reader, printer)
     if gone:
         raise GroupNotFoundError(f"the group at {found.name} is gone", hint="start it again, and aiolb trace then")
 
@@ -83,24 +83,19 @@ def _follow(group: Group, reader: EventReader, printer: _Printer, ending: Ending
         printer.show(decisions)
         printer.flush(ending)
         if not decisions:
+            printer.tell_pauses(reader.pauses)
             if group.deleted:
                 return True
             ending.wait(POLL)
     return False
 
 
-def _summary(reader: EventReader, shown: int) -> None:
-    lost = reader.lost
+def _summary(reader: EventReader, printer: _Printer) -> None:
+    shown, lost = printer.shown, reader.lost
     click.echo(f"aiolb: {shown:,} decision{'' if shown == 1 else 's'} shown, {lost:,} lost", err=True)
     if lost:
         click.echo("  hint: choose with --source or --sample; lost ones are counted, and slow nothing down", err=True)
-    if reader.pauses:
-        times = "once" if reader.pauses == 1 else f"{reader.pauses} times"
-        click.echo(
-            f"aiolb: warning: the balancer stopped telling {times}, for nobody took decisions out for 10 s: those "
-            "made meanwhile are neither shown nor counted",
-            err=True,
-        )
+    printer.tell_pauses(reader.pauses)
 
 
 class _Printer:
@@ -109,6 +104,7 @@ class _Printer:
     def __init__(self, group: Group, count: int | None, *, as_json: bool) -> None:
         self.shown = 0
         self._count = count
+        self._pauses = 0
         self._fd = sys.stdout.fileno()
         self._pending = b""
         self._group = group
@@ -140,6 +136,18 @@ class _Printer:
     def flush(self, ending: Ending) -> None:
         """Write what is pending; what is left when a signal comes, for nobody takes it, is for ``finish()``."""
         self._pending = ending.write(self._fd, self._pending)
+
+    def tell_pauses(self, pauses: int) -> None:
+        """Say that decisions are missing here, if there was a pause since the last call."""
+        from aiolb.bpf.events import PATIENCE
+
+        if pauses > self._pauses:
+            self._pauses = pauses
+            click.echo(
+                f"aiolb: warning: the balancer stopped telling, for nobody took decisions out for {PATIENCE:g} s: "
+                "those made since then are neither shown nor counted",
+                err=True,
+            )
 
     def finish(self) -> None:
         """Write what is pending."""

@@ -244,6 +244,17 @@ def test_a_reader_that_sleeps(cluster, sources_v4):
         assert [one.source for one in everything(reader)] == sources[:10]
 
 
+def test_a_reader_that_sleeps_until_the_end(cluster, sources_v4):
+    """That the program has stopped to write is told also when the reader stops before it has read what is there."""
+    group = cluster(3)
+    with reading(group, patience=0) as reader:
+        group.route(sources_v4(ROOM + 100))
+        reader.stop()
+        assert (len(reader.rest()), reader.lost, reader.pauses) == (ROOM, 2, 1)
+        reader.stop()
+        assert reader.pauses == 1
+
+
 def test_a_reader_that_is_slow_but_reads(cluster, sources_v4):
     """A reader that takes anything out is waited for anew."""
     group, sources = cluster(3), sources_v4(ROOM + 1)

@@ -224,6 +224,34 @@ def test_output_that_nobody_reads(cluster, bpffs, sources_v4, wait_until):
     )
 
 
+@pytest.mark.parametrize("awake", [True, False])
+def test_after_a_sleep(cluster, bpffs, sources_v4, wait_until, awake):
+    """That decisions are missing is told where they are, also when it ends before it has gone on."""
+    group = cluster(3)
+    said = (
+        "aiolb: warning: the balancer stopped telling, for nobody took decisions out for 10 s: those made since then "
+        "are neither shown nor counted\n"
+    )
+    with tracing(group, bpffs) as child:
+        group.route(sources_v4(1))
+        assert child.stdout.readline()
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        with group.group.locked():  # what the program does when the buffer has been full for long
+            group.group._write_config(flags=group.group.config.flags & ~FLAG_EVENTS)
+        if not awake:
+            child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGCONT)
+        if awake:
+            wait_until(lambda: is_on(group), "the flag to be on again")
+            assert child.stderr.readline() == said
+            child.send_signal(signal.SIGTERM)
+        out, err = child.communicate()
+    assert (child.returncode, out) == (0, "")
+    assert err == "aiolb: 1 decision shown, 0 lost\n" + ("" if awake else said)
+    assert not is_on(group)
+
+
 def queued(pipe):
     """Bytes in a pipe."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
