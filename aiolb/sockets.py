@@ -94,26 +94,12 @@ def bind_reuseport(address: Address) -> socket.socket:
 
     The caller closes it. Raises KernelError, which names who holds the port.
     """
-    sock = _socket(address, "udp")
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(sockaddr(address))
-    except OSError as error:
-        sock.close()
-        raise _bind_error(address, error, "udp") from error
-    return sock
+    return _bound(address, "udp")
 
 
 def try_bind(address: Address, protocol: str = "udp") -> None:
     """Bind as a collector does, and let go at once; with TCP nobody can connect meanwhile. Raises KernelError."""
-    with _socket(address, protocol) as sock:
-        try:
-            if protocol == "tcp":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(sockaddr(address))
-        except OSError as error:
-            raise _bind_error(address, error, protocol) from error
+    _bound(address, protocol).close()
 
 
 def bind_listening(address: Address, *, backlog: int) -> socket.socket:
@@ -121,18 +107,28 @@ def bind_listening(address: Address, *, backlog: int) -> socket.socket:
 
     ``backlog``: connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn (listen(2)).
     """
-    sock = _socket(address, "tcp")
+    sock = _bound(address, "tcp")
     try:
-        # Connections of a server before this one may still be in TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit it: a peer that is gone for good does not hold a connection open for ever (tcp(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(sockaddr(address))
         sock.listen(backlog)
     except OSError as error:
         sock.close()
         raise _bind_error(address, error, "tcp") from error
+    return sock
+
+
+def _bound(address: Address, protocol: str) -> socket.socket:
+    sock = _socket(address, protocol)
+    try:
+        if protocol == "tcp":
+            # Connections of a server before this one may still be in TIME_WAIT.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(sockaddr(address))
+    except OSError as error:
+        sock.close()
+        raise _bind_error(address, error, protocol) from error
     return sock
 
 
