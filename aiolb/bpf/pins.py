@@ -226,11 +226,10 @@ class Pins:
                 self._mount(deadline)
         except OSError as error:
             kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
-            make = "" if self.bpffs.exists() else f"mkdir -p {self.bpffs} && "
             raise kind(
                 f"no BPF file system is mounted at {self.bpffs}, and mounting it failed: {error.strerror}",
                 errno=error.errno,
-                hint=f"as root: {make}mount -t bpf bpf {self.bpffs}; docker run -v {self.bpffs}:{self.bpffs}",
+                hint=f"as root: {mount_command(self.bpffs)}; docker run -v {self.bpffs}:{self.bpffs}",
             ) from error
 
     def _mount(self, deadline: float) -> None:
@@ -312,6 +311,12 @@ def is_bpffs(path: Path) -> bool:
         if source.startswith("bpf ") and mount.split()[2] == number:
             return True
     return False
+
+
+def mount_command(path: Path) -> str:
+    """What mounts a BPF file system there, by hand."""
+    make = "" if path.exists() else f"mkdir -p {path} && "
+    return f"{make}mount -t bpf bpf {path}"
 
 
 def namespace_cookie() -> int:
