@@ -56,6 +56,7 @@ FLOORS = {
     "aiolb.store": 11,
     "aiolb.balancing": 10,
     "aiolb.reload": 10,
+    "aiolb.operations": 2,
     "aiolb.supervised": 11,
     "aiolb.supervisor": 12,
     "aiolb.worker": 12,
