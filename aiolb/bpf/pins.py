@@ -60,7 +60,7 @@ class Pins:
         folder = self.folder.stat()
         try:
             pin = (self.folder / _MARKER).lstat()
-        except FileNotFoundError:  # a group that was not made to the end
+        except (FileNotFoundError, PermissionError):  # not made to the end; or closed to us, as no prepared one is
             pin = folder
         return Owner.of(folder, pin)
 
