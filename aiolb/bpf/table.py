@@ -88,6 +88,10 @@ class SlotTable:
         """Who joined as ``index`` last, alive or not."""
         return self._maps.read_struct("members", index, Member)
 
+    def holders(self) -> list[Member]:
+        """The same for each index of the group."""
+        return self._members(self.config.count)
+
     def slot_packets(self) -> list[int]:
         """Packets counted per slot; a train is one packet. The counts begin again at 0 after 2^32."""
         return [packets % (1 << 32) for part in self._maps.sums("slot_stats") for packets in part]
@@ -181,10 +185,6 @@ class SlotTable:
                 return False
             self.move_slots(moves)
             return True
-
-    def holders(self) -> list[Member]:
-        """The same for each index of the group."""
-        return self._members(self.config.count)
 
     def _members(self, number: int = abi.MAX_MEMBERS) -> list[Member]:
         """Who joined last as each of the first indexes that there can be."""
