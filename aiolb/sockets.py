@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -217,10 +217,14 @@ def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
     return KernelError(reason, errno=error.errno, hint=hint)
 
 
-def holders_of(address: Address, *, exactly: bool = False, protocol: str = "udp") -> list[Holder]:
+def holders_of(address: Address, *, protocol: str = "udp") -> list[Holder]:
     """Who has the sockets of ``sockets_on``; looks through all of /proc, as far as this user may see."""
-    found = sockets_on(address, exactly=exactly, protocol=protocol)
-    opened = opened_in(found)
+    return named(sockets_on(address, protocol=protocol))
+
+
+def named(found: Mapping[str, int], *, later: Collection[int] = ()) -> list[Holder]:
+    """Who has sockets, given as ``sockets_on`` does; ``later`` as of ``opened_in``."""
+    opened = opened_in(found, later=later)
     return [Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in found.items()]
 
 

@@ -237,9 +237,7 @@ def others_on(
         return ()
     # Who started us may keep the port for us.
     known = {member.pid for member in group.holders()} | {os.getpid(), os.getppid()}
-    opened = sockets.opened_in(strangers, later=known)
-    holders = [sockets.Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in strangers.items()]
-    return tuple(holder for holder in holders if holder.pid not in known)
+    return tuple(holder for holder in sockets.named(strangers, later=known) if holder.pid not in known)
 
 
 def _strangers(
