@@ -13,7 +13,6 @@ import structlog
 from aiolb import logs
 from aiolb.collector import Collector
 from aiolb.receive.contract import Datagram
-from aiolb.verification import Verifier
 
 PREVIEW = 40
 """Bytes of a datagram that the print collector shows."""
@@ -73,6 +72,8 @@ class Verify(Collector):
     """Checks the publisher's stamps: per source what was received, lost, duplicated, reordered, and how late."""
 
     def __init__(self) -> None:
+        from aiolb.verification import Verifier  # the other collectors start without it
+
         self._verifier = Verifier()
 
     async def startup(self) -> None:

@@ -6,16 +6,16 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from aiolb import capabilities, compiled_parts, kernel_checks, listening, port_check, sockets
-from aiolb.address import Address
 from aiolb.bpf import probe
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.discovery import PROTOCOLS, GroupName
 from aiolb.bpf.probe import Finding, Support
 from aiolb.capabilities import Capability
-from aiolb.config import DEFAULT_BIND, MIB, ServeConfig
+from aiolb.config import MIB, ServeConfig
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import KernelError
 
@@ -36,15 +36,13 @@ USES = {
 """What each capability is for, and how bad its lack is where no other check sees the consequence."""
 
 
-def examine(
-    addresses: Iterable[Address] = DEFAULT_BIND, *, bpffs: Path = BPFFS, protocol: str = "udp"
-) -> list[Diagnosis]:
-    """All checks, for collectors of this user on these addresses. Changes nothing and disturbs no running group.
+def examine(names: Collection[GroupName], *, bpffs: Path = BPFFS) -> list[Diagnosis]:
+    """All checks, for collectors of this user in these groups. Changes nothing and disturbs no running group.
 
-    ``protocol``: ``udp`` or ``tcp``. Raises KernelError without /proc.
+    Raises KernelError without /proc.
     """
     try:
-        return list(_examine(addresses, bpffs, protocol))
+        return list(_examine(names, bpffs))
     except OSError as error:
         if not str(error.filename).startswith("/proc"):
             raise
@@ -55,25 +53,27 @@ def examine(
         ) from error
 
 
-def _examine(addresses: Iterable[Address], bpffs: Path, protocol: str) -> Iterator[Diagnosis]:
+def _examine(names: Collection[GroupName], bpffs: Path) -> Iterator[Diagnosis]:
+    protocols = [protocol for protocol in PROTOCOLS if any(name.protocol == protocol for name in names)]
     held, call = capabilities.effective(), probe.bpf_call()
     bpf = call.support is not Support.NO
     yield kernel(os.uname())
     yield from capability_checks(held, machine=capabilities.count_for_the_machine())
     yield Diagnosis("seccomp", _PROBLEM if not bpf else _OK if call else _WARNING, call.reason, call.hint)
     yield unprivileged_bpf(call, privileged=Capability.CAP_BPF in held)
-    for rated in (*kernel_checks.KERNEL, *kernel_checks.OF_PROTOCOL[protocol]):
+    of_protocols = (rated for protocol in protocols for rated in kernel_checks.OF_PROTOCOL[protocol])
+    for rated in (*kernel_checks.KERNEL, *of_protocols):
         yield rated.diagnose(bpf=bpf)
     yield bpf_file_system(bpffs, may_mount=Capability.CAP_SYS_ADMIN in held)
     yield kernel_checks.BCC.diagnose()
-    if protocol == "tcp":
-        yield accept_queue()
-    else:
+    if "udp" in protocols:
         yield compiled_parts.receiver()
         yield compiled_parts.sender()
         yield receive_buffer()
-    for address in addresses:
-        yield port_check.check(address, bpffs, bpf=bpf, protocol=protocol)
+    if "tcp" in protocols:
+        yield accept_queue()
+    for name in names:
+        yield port_check.check(name, bpffs, bpf=bpf)
 
 
 def kernel(system: os.uname_result) -> Diagnosis:

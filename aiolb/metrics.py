@@ -24,6 +24,7 @@ from aiolb.bpf.abi import Report
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
 from aiolb.bpf.statistics import MemberStatistics
+from aiolb.bpf.told_sources import sketch_of
 from aiolb.receive import choose
 from aiolb.sketch import Sketch, union
 
@@ -88,7 +89,7 @@ class MemberView:
     @property
     def sketch(self) -> Sketch:
         """Its sources."""
-        return snapshot.sketch_of(self.told) if self.told else Sketch()
+        return sketch_of(self.told) if self.told else Sketch()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,23 +13,33 @@ from aiolb.address import Address
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
+from aiolb.bpf.pins import in_bpffs
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import GroupNotFoundError, KernelError, PrivilegeError, StartError
 from aiolb.occupants import Occupant, occupants_of
 
 
-def check(address: Address, bpffs: Path = BPFFS, *, bpf: bool = True, protocol: str = "udp") -> Diagnosis:
+def check(name: GroupName, bpffs: Path = BPFFS, *, bpf: bool = True) -> Diagnosis:
     """Look at who is on the port. ``bpf``: whether bpf(2) may be called, to tell members from strangers."""
-    occupants = occupants_of(address, protocol)
+    try:
+        return _check(name, bpffs, bpf=bpf)
+    except StartError as error:  # nobody can bind here, or what is here cannot be joined
+        return Diagnosis(str(name), Level.PROBLEM, str(error), error.hint)
+
+
+def _check(name: GroupName, bpffs: Path, *, bpf: bool) -> Diagnosis:
+    occupants = occupants_of(name.address, name.protocol)
     sharing = [occupant for occupant in occupants if _may_share(occupant)]
     # Where there are none, binding cannot take anything from anybody: the kernel itself may answer.
     if sharing:
-        return _shared(GroupName(protocol, address), sharing, bpffs, bpf=bpf)
+        return _shared(name, sharing, bpffs, bpf=bpf)
     try:
-        sockets.try_bind(address, protocol)
+        sockets.try_bind(name.address, name.protocol)
     except KernelError as error:
-        return _refused(GroupName(protocol, address), occupants, error)
-    return _free(GroupName(protocol, address), bpffs, bpf=bpf)
+        if error.errno != errno.EADDRINUSE or not occupants:
+            raise
+        return _taken(name, occupants)
+    return _free(name, bpffs, bpf=bpf)
 
 
 def _may_share(occupant: Occupant) -> bool:
@@ -38,52 +48,39 @@ def _may_share(occupant: Occupant) -> bool:
 
 def _free(name: GroupName, bpffs: Path, *, bpf: bool) -> Diagnosis:
     """Nobody is there; but a group that was left may be one that cannot be joined."""
-    try:
-        with suppress(PrivilegeError):  # the BPF file system has a check of its own
-            _, group = _members(name, bpffs) if bpf else ({}, "")
-            return Diagnosis(str(name.address), Level.OK, f"free; {group}" if group else "free")
-    except StartError as error:
-        return Diagnosis(str(name.address), Level.PROBLEM, str(error), error.hint)
-    return Diagnosis(str(name.address), Level.OK, "free")
+    group = ""
+    with suppress(PrivilegeError):  # the BPF file system has a check of its own
+        _, group = _members(name, bpffs, bpf=bpf)
+    return Diagnosis(str(name), Level.OK, f"free; {group}" if group else "free")
 
 
-def _refused(name: GroupName, occupants: Sequence[Occupant], error: KernelError) -> Diagnosis:
-    address = name.address
-    if error.errno != errno.EADDRINUSE or not occupants:
-        return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
+def _taken(name: GroupName, occupants: Sequence[Occupant]) -> Diagnosis:
     strange = [occupant for occupant in occupants if occupant.holder.uid != os.geteuid()]
     if strange:
         found = f"held by another user ({_listed(strange)}): all sockets of a group need the same one"
-        return Diagnosis(
-            str(address), Level.PROBLEM, found, f"run aiolb as that user, {_or_stop(strange, name.protocol)}"
-        )
+        return Diagnosis(str(name), Level.PROBLEM, found, f"run aiolb as that user, {_or_stop(strange, name.protocol)}")
     found = f"held by a socket without SO_REUSEPORT ({_listed(occupants)})"
-    return Diagnosis(str(address), Level.PROBLEM, found, f"choose another port, {_or_stop(occupants, name.protocol)}")
+    return Diagnosis(str(name), Level.PROBLEM, found, f"choose another port, {_or_stop(occupants, name.protocol)}")
 
 
 def _shared(name: GroupName, sharing: Sequence[Occupant], bpffs: Path, *, bpf: bool) -> Diagnosis:
-    address = name.address
-    try:
-        members, group = _members(name, bpffs) if bpf else ({}, "")
-    except StartError as error:
-        return Diagnosis(str(address), Level.PROBLEM, str(error), error.hint)
+    members, group = _members(name, bpffs, bpf=bpf)
     strangers = _strangers(sharing, members)
     if not strangers:
-        return Diagnosis(str(address), Level.OK, group)
+        return Diagnosis(str(name), Level.OK, group)
     before = f"{group}; " if group else ""
-    neighbours = _of_other_groups(name, strangers, bpffs) if bpf else []
+    neighbours = _of_other_groups(name, strangers, bpffs, bpf=bpf)
     if len(neighbours) == len(strangers):
-        found = f"{before}another group has the port ({_listed(neighbours)}): {_consequence(address, neighbours)}"
-        return Diagnosis(str(address), Level.WARNING, found, "choose another port, unless that is what you want")
+        found = f"{before}another group has the port ({_listed(neighbours)}): {_consequence(name.address, neighbours)}"
+        return Diagnosis(str(name), Level.WARNING, found, "choose another port, unless that is what you want")
     strangers = [stranger for stranger in strangers if stranger not in neighbours]
     who = _listed(strangers)
     if any(stranger.reuseport is None for stranger in strangers):
         found = f"{before}held by a socket that this user may not look at ({who}): SO_REUSEPORT or not is unknown"
-        option = "" if name.protocol == "udp" else f" --protocol {name.protocol}"
-        return Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}{option}")
-    found = f"{before}a socket with SO_REUSEPORT is in no eBPF group ({who}): {_consequence(address, strangers)}"
+        return Diagnosis(str(name), Level.WARNING, found, f"look as root: aiolb doctor {name}{in_bpffs(bpffs)}")
+    found = f"{before}a socket with SO_REUSEPORT is in no eBPF group ({who}): {_consequence(name.address, strangers)}"
     fix = f"unless it is a collector with another balancer: choose another port, {_or_stop(strangers, name.protocol)}"
-    return Diagnosis(str(address), Level.WARNING, found, fix)
+    return Diagnosis(str(name), Level.WARNING, found, fix)
 
 
 def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[Occupant]:
@@ -94,12 +91,12 @@ def _strangers(sharing: Sequence[Occupant], members: Mapping[int, int]) -> list[
     return strange if len(unseen) <= len(members.keys() - seen) else strange + unseen
 
 
-def _of_other_groups(name: GroupName, strangers: Sequence[Occupant], bpffs: Path) -> list[Occupant]:
+def _of_other_groups(name: GroupName, strangers: Sequence[Occupant], bpffs: Path, *, bpf: bool) -> list[Occupant]:
     """Those that are members at another address with the same port; groups that may not be opened have none."""
     found: list[Occupant] = []
     for other in {stranger.address for stranger in strangers if stranger.address is not None} - {name.address}:
         with suppress(StartError):
-            members, _ = _members(GroupName(name.protocol, other), bpffs)
+            members, _ = _members(GroupName(name.protocol, other), bpffs, bpf=bpf)
             found += [stranger for stranger in strangers if stranger.cookie in members]
     return found
 
@@ -111,8 +108,10 @@ def _consequence(address: Address, strangers: Sequence[Occupant]) -> str:
     return "with members on the same port it gets nothing"
 
 
-def _members(name: GroupName, bpffs: Path) -> tuple[dict[int, int], str]:
+def _members(name: GroupName, bpffs: Path, *, bpf: bool) -> tuple[dict[int, int], str]:
     """The live members' pids by their sockets' cookies, and the group in words. StartError where it cannot be told."""
+    if not bpf:
+        return {}, ""
     try:
         group = Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
     except GroupNotFoundError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from aiolb import sketch
-from aiolb.address import canonical
-from aiolb.bpf.abi import SIZE_BUCKETS, SKETCH_WORDS, TOP_SOURCES, TOP_WORDS, Report
+from aiolb.bpf.abi import SIZE_BUCKETS, TOP_SOURCES, Report
+from aiolb.bpf.told_sources import sketch_of, sketch_words, top_of, top_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,9 +34,6 @@ _ADDED = (
     "sent_bytes",
     "send_errors",
 )
-_SKETCH = struct.Struct(f"={SKETCH_WORDS}Q")
-_TOP = struct.Struct(f"={TOP_WORDS}Q")
-_SOURCE = struct.Struct("=16sQQ")
 
 
 class Reporter:
@@ -72,7 +68,7 @@ class Reporter:
         self._former = former
         self._top = _top_of(former)
         self._looked_ns = time.monotonic_ns()
-        self._sources = sketch.Sketch.from_bytes(_SKETCH.pack(*former.sketch), former.sources)
+        self._sources = sketch_of(former)
         now = time.time_ns()
         self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
         """The last report."""
@@ -123,7 +119,7 @@ class Reporter:
             top_error=self._top.error,
             top_others=self._top.most_without({host for host, _, _ in top}),
             top=_words_of(top, max(self._looked_ns - before, 1)),
-            sketch=_SKETCH.unpack(sources.to_bytes()),
+            sketch=sketch_words(sources),
         )
 
 
@@ -133,17 +129,9 @@ def _sums(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
 
 def _top_of(report: Report) -> sketch.TopSources:
     """Go on from the sources that a report names; others may have sent what it says of them."""
-    counts = {
-        str(canonical(IPv6Address(source))): count
-        for source, count, _ in _SOURCE.iter_unpack(_TOP.pack(*report.top))
-        if count
-    }
+    counts = {str(one.source): one.received for one in top_of(report)}
     return sketch.TopSources(counts, report.top_error + report.top_others)
 
 
 def _words_of(top: Sequence[tuple[str, int, int]], nanoseconds: int) -> tuple[int, ...]:
-    entries = b"".join(
-        _SOURCE.pack(sketch.packed(ip_address(host)), count, recent * 10**12 // nanoseconds)
-        for host, count, recent in top
-    )
-    return _TOP.unpack(entries.ljust(_TOP.size, b"\0"))
+    return top_words((ip_address(host), count, recent * 10**12 // nanoseconds) for host, count, recent in top)

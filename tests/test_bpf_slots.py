@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiolb.bpf.abi import MAX_MEMBERS, SLOT_COUNT
-from aiolb.bpf.slots import DEFAULT_WEIGHT, MAX_WEIGHT, assign, resize
+from aiolb.bpf.abi import DEFAULT_WEIGHT, MAX_MEMBERS, SLOT_COUNT
+from aiolb.bpf.slots import MAX_WEIGHT, assign, resize
 from aiolb.errors import ConfigurationError
 
 counts = st.integers(1, MAX_MEMBERS)

@@ -12,7 +12,6 @@ from aiolb.bpf import snapshot
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.snapshot import State
 from aiolb.cli.hints import Hint, hints
-from aiolb.cli.texts import folded
 
 
 def told(*members, **kernel):
@@ -122,10 +121,3 @@ def test_an_uneven_group_of_connections():
     )
     (hint,) = hints(after, after.members, snapshot.rates(before, after))
     assert hint.what == "member 0 gets 2.0 times its part of the connections"
-
-
-def test_folded_lines():
-    """A line is broken between its parts, never in one."""
-    assert folded(["one", "two", "three"], None) == ["one, two, three"]
-    assert folded(["one", "two", "three"], 8) == ["one, two", "three"]
-    assert folded(["longer than that"], 3) == ["longer than that"]

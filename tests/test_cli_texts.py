@@ -1,26 +1,31 @@
-"""What commands print reads as it is."""
+"""What commands print reads as it is, and no part of it is cut."""
 
 from __future__ import annotations
 
-from io import StringIO
+import pytest
 
-from click.testing import CliRunner
-
-from aiolb.cli.main import main
-from aiolb.cli.texts import plain_console
+from aiolb.cli.texts import folded, plain_console
 
 
-def test_addresses_are_no_markup():
-    """An address in brackets, or with a part that is the name of an emoji, is printed whole."""
-    out = StringIO()
-    plain_console(file=out, width=100).print("[fe80::1%lo]:9000 and 2001:db8:ab:1::, [/bold]")
-    assert out.getvalue() == "[fe80::1%lo]:9000 and 2001:db8:ab:1::, [/bold]\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "udp [fd00:1234:5678::1]:10001",
+        "[bold]x[/bold]",
+        "[::1]:5",
+        "[fe80::1%lo]:9000 and 2001:db8:ab:1::, [/bold]",
+    ],
+)
+def test_text_stands_as_it_is(text):
+    """An address in brackets is no markup, and one with a part that is the name of an emoji is none."""
+    console = plain_console(width=100)
+    with console.capture() as captured:
+        console.print(text)
+    assert captured.get() == f"{text}\n"
 
 
-def test_an_option_that_is_missing():
-    """It is told as every other mistake is: in one line, with a hint; exit status 2."""
-    result = CliRunner().invoke(main, ["move", "7"], prog_name="aiolb")
-    assert (result.exit_code, result.stderr.splitlines()) == (
-        2,
-        ["aiolb: error: Missing option '--to'", "  hint: see: aiolb move --help"],
-    )
+def test_folded_lines():
+    """A line is broken between its parts, never in one."""
+    assert folded(["one", "two", "three"], None) == ["one, two, three"]
+    assert folded(["one", "two", "three"], 8) == ["one, two", "three"]
+    assert folded(["longer than that"], 3) == ["longer than that"]

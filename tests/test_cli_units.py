@@ -49,11 +49,17 @@ def test_sizes(number, text):
 def test_times(number, text):
     """Nanoseconds in the unit that makes them short."""
     assert units.time(number) == text
+    assert units.below(number) == (f"<{text}" if number else "-")
 
 
 def test_percentages():
     """One digit behind the point."""
     assert (units.percent(None), units.percent(1 / 3), units.percent(1)) == ("-", "33.3%", "100.0%")
+
+
+def test_fullness():
+    """Nothing behind the point."""
+    assert (units.fullness(None), units.fullness(1 / 3), units.fullness(1)) == ("-", "33%", "100%")
 
 
 def test_moments():

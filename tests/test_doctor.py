@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from aiolb import compiled_parts, doctor, kernel_checks, sockets
 from aiolb.address import Address
 from aiolb.bpf import probe
+from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.probe import Finding, Support
 from aiolb.capabilities import Capability
 from aiolb.cli.main import main
@@ -341,7 +342,7 @@ def test_without_proc(monkeypatch):
 
     monkeypatch.setattr(doctor.capabilities, "effective", fail)
     with pytest.raises(KernelError, match="/proc/self/status cannot be read: No such file") as caught:
-        doctor.examine()
+        doctor.examine([])
     assert caught.value.hint == "as root: mount -t proc proc /proc"
 
 
@@ -401,9 +402,17 @@ def test_json(free, taken):
 
 def test_checks_of_connections(free):
     """With --protocol tcp what is for datagrams alone is left out, and what is for connections is there."""
-    names = {one["check"] for one in json.loads(run(free, "--protocol", "tcp", "--json").stdout)["checks"]}
-    assert {"migration", "accept queue", str(free)} < names
-    assert not names & {"UDP GRO", "UDP GSO", "receiver", "sender", "receive buffer"}
+    for arguments in ([free, "--protocol", "tcp"], [f"tcp:{free}"]):
+        names = {one["check"] for one in json.loads(run(*arguments, "--json").stdout)["checks"]}
+        assert {"migration", "accept queue", f"tcp:{free}"} < names
+        assert not names & {str(free), "UDP GRO", "UDP GSO", "receiver", "sender", "receive buffer"}
+
+
+def test_checks_of_both(free):
+    """With addresses of both protocols everything is looked at, and the ports are told apart."""
+    names = [one["check"] for one in json.loads(run(free, f"tcp:{free}", "--json").stdout)["checks"]]
+    assert {"migration", "accept queue", "UDP GRO", "receiver", "receive buffer", str(free), f"tcp:{free}"} < {*names}
+    assert len(names) == len({*names})
 
 
 def some(level, check="x", fix=None, lasting=None):
@@ -456,10 +465,13 @@ def test_the_default_address(monkeypatch):
     asked = []
     monkeypatch.setattr(doctor, "examine", lambda *asks, **how: asked.append((*asks, how)) or [])
     assert run("--json").exit_code == 0
-    assert run("127.0.0.1:9", "[::1]:10", "--bpffs", "/x", "--protocol", "tcp", "--json").exit_code == 0
+    assert run("127.0.0.1:9", "udp:[::1]:10", "--bpffs", "/x", "--protocol", "tcp", "--json").exit_code == 0
     assert asked == [
-        ((Address("0.0.0.0", 10001),), {"bpffs": Path("/sys/fs/bpf"), "protocol": "udp"}),
-        ((Address("127.0.0.1", 9), Address("::1", 10)), {"bpffs": Path("/x"), "protocol": "tcp"}),
+        ([GroupName("udp", Address("0.0.0.0", 10001))], {"bpffs": Path("/sys/fs/bpf")}),
+        (
+            [GroupName("tcp", Address("127.0.0.1", 9)), GroupName("udp", Address("::1", 10))],
+            {"bpffs": Path("/x")},
+        ),
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from aiolb import port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import syscall
+from aiolb.bpf.discovery import GroupName
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.sockets import Holder
 
@@ -32,7 +33,7 @@ def check(tmp_path):
     """Look at a port where no group is pinned."""
 
     def look(address):
-        return port_check.check(address, tmp_path, bpf=False)
+        return port_check.check(GroupName("udp", address), tmp_path, bpf=False)
 
     return look
 
@@ -82,7 +83,7 @@ def test_shared_elsewhere(check, stack):
     assert f"it is bound to {own}, and the narrower address gets what is sent to it" in found.found
 
 
-def test_nothing_to_see(check, stack, monkeypatch):
+def test_nothing_to_see(check, stack, monkeypatch, tmp_path):
     """Where the socket may not be looked at it is said so, with how to see more."""
 
     def refuse(*_):
@@ -92,7 +93,8 @@ def test_nothing_to_see(check, stack, monkeypatch):
     sock = stack.enter_context(sockets.bind_reuseport(LOCAL))
     address = Address(*sock.getsockname())
     found = f"held by a socket that this user may not look at {ME}: SO_REUSEPORT or not is unknown"
-    assert check(address) == Diagnosis(str(address), Level.WARNING, found, f"look as root: aiolb doctor {address}")
+    fix = f"look as root: aiolb doctor {address} --bpffs {tmp_path}"
+    assert check(address) == Diagnosis(str(address), Level.WARNING, found, fix)
 
 
 def test_nobody_is_bound_where_others_listen(check, stack, monkeypatch):

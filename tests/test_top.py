@@ -90,7 +90,7 @@ def test_a_member_that_tells_nothing():
     """Of a socket whose program tells nothing, the rate is that of the kernel's packets."""
     remembered = history(group(member(0, told=False)), group(member(0, told=False, packets=30), second=3))
     assert remembered.rows[0].rate == (10,)
-    assert remembered.rows[0].queue is None
+    assert remembered.rows[0].now.queue is None
 
 
 def test_only_so_much_is_remembered():

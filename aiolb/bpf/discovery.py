@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import folder_of_namespace, names_of
 from aiolb.errors import ConfigurationError, GroupNotFoundError, KernelError, PrivilegeError
 
-__all__ = ["GroupName", "group_names", "name_of", "the_group"]
+__all__ = ["PROTOCOLS", "GroupName", "group_names", "name_of", "the_group"]
 
 
 def group_names(bpffs: Path = BPFFS) -> list[GroupName]:
@@ -49,7 +50,7 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
     """
     if name is not None:
         return name
-    names = _alive(group_names(bpffs), bpffs)
+    names = sorted(_alive(_folders(bpffs)))
     if not names:
         raise GroupNotFoundError("there is no group in this network namespace", hint="start a collector: aiolb serve")
     if len(names) > 1:
@@ -60,15 +61,14 @@ def the_group(name: GroupName | None, bpffs: Path = BPFFS, *, option: str = "--g
     return names[0]
 
 
-def _alive(names: list[GroupName], bpffs: Path) -> list[GroupName]:
+def _alive(folders: Mapping[GroupName, Path]) -> Collection[GroupName]:
     """Of several groups those with a live member; all if none has one, or if this user may not look.
 
     Who tries things out leaves groups behind, and means the one that runs.
     """
-    if len(names) <= 1:
-        return names
-    folders = _folders(bpffs)
+    if len(folders) <= 1:
+        return folders.keys()
     try:
-        return [name for name in names if name in folders and live_members(folders[name])] or names
+        return [name for name, folder in folders.items() if live_members(folder)] or folders.keys()
     except KernelError:
-        return names
+        return folders.keys()

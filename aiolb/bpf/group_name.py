@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiolb.address import Address, parse_address
@@ -17,12 +18,15 @@ class GroupName:
     address: Address
 
     @classmethod
-    def parse(cls, text: str) -> GroupName:
-        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``. Raises ConfigurationError."""
-        protocol, colon, rest = text.partition(":")
-        if colon and protocol in PROTOCOLS:
-            return cls(protocol, parse_address(rest))
-        return cls("udp", parse_address(text))
+    def parse(cls, text: str, *, protocol: str = "udp", resolve: Callable[[str], Address] = parse_address) -> GroupName:
+        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``; the first is one of ``protocol``.
+
+        ``resolve`` reads the address; the default takes no names. Raises ConfigurationError.
+        """
+        told, colon, rest = text.partition(":")
+        if colon and told in PROTOCOLS:
+            return cls(told, resolve(rest))
+        return cls(protocol, resolve(text))
 
     def __str__(self) -> str:
         return str(self.address) if self.protocol == "udp" else f"{self.protocol}:{self.address}"

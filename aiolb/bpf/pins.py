@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Self
 
 from aiolb.address import Address
@@ -71,8 +72,7 @@ class Pins:
 
     def command(self, action: str, *options: str) -> str:
         """``aiolb group ACTION`` for this group, to be told in a hint."""
-        where = () if self.bpffs == BPFFS else ("--bpffs", str(self.bpffs))
-        return " ".join(["aiolb group", action, str(self.name), *options, *where])
+        return " ".join(["aiolb group", action, str(self.name), *options]) + in_bpffs(self.bpffs)
 
     @property
     def complete(self) -> bool:
@@ -271,6 +271,11 @@ class Pins:
                 parent.rmdir()
             except OSError:  # other groups live there
                 return
+
+
+def in_bpffs(bpffs: Path) -> str:
+    """`` --bpffs PATH``, for the end of a command in a hint; nothing where commands look by themselves."""
+    return "" if bpffs == BPFFS else f" --bpffs {quote(str(bpffs))}"
 
 
 def folder_of_namespace(bpffs: Path) -> Path:

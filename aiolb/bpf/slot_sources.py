@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiolb.address import IPAddress
 from aiolb.bpf.hashing import slot_of
-from aiolb.bpf.snapshot import top_sources
+from aiolb.bpf.told_sources import top_of
 
 if TYPE_CHECKING:
     from aiolb.bpf.group import Group
@@ -31,10 +31,10 @@ def sources_in(group: Group, slots: Collection[int]) -> dict[int, list[IPAddress
         report = group.reports.read(index)
         if report is None or cookie != report.cookie:
             continue
-        for source, count in top_sources(report):
-            hashed = key.bytes_of(source)
+        for top in top_of(report):
+            hashed = key.bytes_of(top.source)
             if hashed is not None and (slot := slot_of(seed, hashed)) in wanted:
-                counts[slot][source] += count
+                counts[slot][top.source] += top.received
     return {slot: _worth_a_name(found) for slot, found in counts.items()}
 
 

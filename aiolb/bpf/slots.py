@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle, islice
 
-from aiolb.bpf.abi import SLOT_COUNT
+from aiolb.bpf.abi import DEFAULT_WEIGHT, SLOT_COUNT
 from aiolb.errors import ConfigurationError
-
-DEFAULT_WEIGHT = 100
-"""The weight of a member that nobody gave one."""
 
 MAX_WEIGHT = 1000
 """The largest weight; 0 is the smallest, and drains the member."""
@@ -40,9 +38,10 @@ def assign(count: int, weights: Sequence[int] | None = None) -> list[int]:
 
     ``weights`` are those of :func:`resize`, which says what a share is. Raises ConfigurationError.
     """
-    dealt = [slot % count for slot in range(SLOT_COUNT)] if count > 0 else []
-    moves = resize(dealt, count, weights)
-    return [moves.get(slot, member) for slot, member in enumerate(dealt)]
+    dealt = list(islice(cycle(range(count)), SLOT_COUNT))
+    for slot, member in resize(dealt, count, weights).items():
+        dealt[slot] = member
+    return dealt
 
 
 def resize(slots: Sequence[int], count: int, weights: Sequence[int] | None = None) -> dict[int, int]:
@@ -54,15 +53,14 @@ def resize(slots: Sequence[int], count: int, weights: Sequence[int] | None = Non
     a removed member owned, and what a member owns above its share, moves: no fewer moves lead to such a table.
     Raises ConfigurationError.
     """
-    quotas = _quotas(slots, weights_of(count, weights))
-    kept: Counter[int] = Counter()
+    room = _quotas(slots, weights_of(count, weights))
     homeless = []
     for slot, member in enumerate(slots):
-        if member < count and kept[member] < quotas[member]:
-            kept[member] += 1
+        if member < count and room[member]:
+            room[member] -= 1
         else:
             homeless.append(slot)
-    takers = [member for member, quota in enumerate(quotas) for _ in range(quota - kept[member])]
+    takers = [member for member, left in enumerate(room) for _ in range(left)]
     return dict(zip(homeless, takers, strict=True))
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
-from aiolb.address import IPAddress, canonical
-from aiolb.bpf.abi import U64, Member, Report
+from aiolb.bpf.abi import Member, Report
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
+from aiolb.bpf.told_sources import TopSource, sketch_of, top_of
 from aiolb.sketch import Sketch, union
 
 if TYPE_CHECKING:
@@ -52,19 +50,6 @@ class State(StrEnum):
     ALIVE = "alive"
     SILENT = "silent"
     DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class TopSource:
-    """One of the sources that send most to a member.
-
-    ``received`` datagrams since the socket joined, at most the report's ``top_error`` too low; ``rate`` of them a
-    second, about a second ago, and 0 when the collector tells nothing any more. Neither is ever too high.
-    """
-
-    source: IPAddress
-    received: int
-    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +98,8 @@ class MemberSnapshot:
         """The sources that send most now, the busiest first."""
         if self.told is None:
             return []
-        alive = self.state is State.ALIVE
-        entries = struct.iter_unpack("=16sQQ", _words(self.told.top))
-        return [
-            TopSource(canonical(IPv6Address(source)), received, rate / 1000 if alive else 0.0)
-            for source, received, rate in entries
-            if received
-        ]
+        top = top_of(self.told)
+        return top if self.state is State.ALIVE else [replace(one, rate=0.0) for one in top]
 
     @property
     def queue(self) -> float | None:
@@ -128,6 +108,11 @@ class MemberSnapshot:
         if told is None or not told.queue_limit:
             return None
         return (told.waiting if self.protocol == "tcp" else told.queued_bytes) / told.queue_limit
+
+    def told_before(self, former: MemberSnapshot | None) -> Report | None:
+        """What was told of the same socket in a former snapshot, and can be subtracted; None where that is nothing."""
+        told = former.told if former else None
+        return told if told and self.told and told.cookie == self.told.cookie else None
 
     def handler_ns(self, percent: float) -> int | None:
         """The time in nanoseconds that so many percent of the sampled handlers stayed below, as a power of two."""
@@ -189,14 +174,9 @@ class GroupSnapshot:
         return self.empty and self.prepared is None
 
     @property
-    def dead(self) -> tuple[int, ...]:
-        """The indexes of its dead members."""
-        return tuple(member.index for member in self.members if member.state is State.DEAD)
-
-    @property
-    def sources(self) -> int:
-        """Different sources that its members have seen together: about, unless its sketch is exact."""
-        return self.sketch.count
+    def told(self) -> bool:
+        """Whether any member tells of itself, and so of its sources."""
+        return any(member.told for member in self.members)
 
     @property
     def sketch(self) -> Sketch:
@@ -272,12 +252,6 @@ def _member(
     return MemberSnapshot(kernel, told, state, holder.uid, protocol)
 
 
-def top_sources(report: Report) -> list[tuple[IPAddress, int]]:
-    """The sources that a report names as those that sent most, and their datagrams."""
-    entries = struct.iter_unpack("=16sQQ", _words(report.top))
-    return [(canonical(IPv6Address(source)), count) for source, count, _ in entries if count]
-
-
 def rates(before: GroupSnapshot, after: GroupSnapshot) -> list[MemberRates]:
     """The rates of each member of ``after``, from two snapshots of one group.
 
@@ -295,7 +269,7 @@ def _rates(former: MemberSnapshot | None, after: MemberSnapshot, seconds: float)
     kernel, told = after.kernel, after.told
     first = former.kernel if former else None
     # Datagrams, bytes, drops, errors: of the same socket, or from nothing.
-    mine = former.told if former and former.told and told and former.told.cookie == told.cookie else None
+    mine = after.told_before(former)
     between = (told.written_ns - mine.written_ns) / 1e9 if told and mine else seconds
 
     def told_rate(name: str) -> float:
@@ -324,12 +298,3 @@ def quantile(buckets: Sequence[int], percent: float) -> int | None:
         if count and seen * 100 >= total * percent:
             return 1 << power
     return None
-
-
-def sketch_of(report: Report) -> Sketch:
-    """The sources that a report tells of."""
-    return Sketch.from_bytes(_words(report.sketch), report.sources)
-
-
-def _words(values: Sequence[int]) -> bytes:
-    return b"".join(map(U64.pack, values))

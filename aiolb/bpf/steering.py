@@ -9,16 +9,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from aiolb import socket_diag, sockets
 from aiolb.address import Address
-from aiolb.bpf import classic, compiler, syscall
+from aiolb.bpf import classic, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.group_name import GroupName
-from aiolb.bpf.key_file import KeyFile
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions
@@ -35,6 +34,11 @@ from aiolb.errors import (
     StartError,
     UnsupportedError,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiolb.bpf.key_file import KeyFile
 
 FALLBACK_SETTLE = 0.2
 """Seconds to wait for packets in flight where membarrier(2) cannot: far beyond the microseconds that one takes."""
@@ -60,7 +64,7 @@ class JoinOptions:
     @classmethod
     def of(cls, config: ServeConfig) -> Self:
         """What the settings of a collector, or of a supervisor, ask for; reads files. Raises ConfigurationError."""
-        key_file = None if config.key_file is None else KeyFile.read(config.key_file)
+        key_file = None if config.key_file is None else _key_file(config.key_file)
         return cls(
             index=config.index,
             weight=config.weight,
@@ -79,6 +83,12 @@ class JoinOptions:
                 bpffs=config.bpffs,
             ),
         )
+
+
+def _key_file(path: Path) -> KeyFile:
+    from aiolb.bpf.key_file import KeyFile
+
+    return KeyFile.read(path)
 
 
 def _key(text: str | None, key_file: KeyFile | None) -> Key | None:
@@ -213,6 +223,8 @@ def group_options(options: JoinOptions) -> GroupOptions:
     """The group's options, with the program that was asked for. Raises CompileError."""
     if not (options.compile or options.debug or options.key_file is not None):
         return options.group
+    from aiolb.bpf import compiler
+
     compiled = compiler.compile_balancer(debug=options.debug, key_file=options.key_file)
     if options.group.protocol != "tcp":
         return replace(options.group, program=compiled)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiolb.bpf.discovery import PROTOCOLS, GroupName
 from aiolb.cli.groups import bpffs_option
-from aiolb.cli.texts import plain_console
-from aiolb.config import PROTOCOLS
+from aiolb.cli.texts import plain_console, some
 
 if TYPE_CHECKING:
     from aiolb.diagnosis import Diagnosis
@@ -21,13 +21,13 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 @click.command(short_help="Say what could keep a collector from working well here.")
-@click.argument("addresses", nargs=-1, metavar="[HOST:PORT]...")
+@click.argument("addresses", nargs=-1, metavar="[[tcp:]HOST:PORT]...")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
     default="udp",
     show_default=True,
-    help="What the collector takes: datagrams, or connections.",
+    help="What the collector takes, where no tcp: says so: datagrams, or connections.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @bpffs_option
@@ -45,7 +45,8 @@ def doctor(ctx: click.Context, addresses: tuple[str, ...], protocol: str, as_jso
     from aiolb.config import DEFAULT_BIND
     from aiolb.doctor import examine
 
-    found = examine(sockets.resolve_all(addresses) or DEFAULT_BIND, bpffs=bpffs, protocol=protocol)
+    told = [GroupName.parse(text, protocol=protocol, resolve=sockets.resolve) for text in addresses]
+    found = examine(told or [GroupName(protocol, address) for address in DEFAULT_BIND], bpffs=bpffs)
     levels = Counter(diagnosis.level.value for diagnosis in found)
     if as_json:
         click.echo(json.dumps(_as_json(found, levels)))
@@ -94,7 +95,4 @@ def _fixes(diagnosis: Diagnosis) -> list[str]:
 
 
 def _summary(levels: Counter[str]) -> str:
-    def some(level: str) -> str:
-        return f"{levels[level] or 'no'} {level}{'' if levels[level] == 1 else 's'}"
-
-    return f"{some('problem')}, {some('warning')}"
+    return ", ".join(some(levels[level], level) for level in ("problem", "warning"))

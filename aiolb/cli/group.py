@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.pins import in_bpffs
 from aiolb.cli.groups import GroupType, bpffs_option, opened
 from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, PrivilegeError
 
@@ -195,5 +195,4 @@ def _members(count: int) -> str:
 def _serve(name: GroupName, bpffs: Path) -> str:
     """The command that joins a group as its first member."""
     protocol = "" if name.protocol == "udp" else f" --protocol {name.protocol}"
-    where = "" if bpffs == BPFFS else f" --bpffs {bpffs}"
-    return f"aiolb serve --bind {name.address}{protocol} --index 0 --balancer ebpf{where}"
+    return f"aiolb serve --bind {name.address}{protocol} --index 0 --balancer ebpf{in_bpffs(bpffs)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,11 +12,14 @@ import click
 from aiolb import sockets
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.pins import in_bpffs
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
     from aiolb.bpf.group import Group
 
+MIN_INTERVAL = 0.5
+"""Seconds between two looks, at least: members tell of themselves four times a second."""
 MOST_HOLDERS = 4
 """Processes on a port that an error names."""
 
@@ -50,16 +53,6 @@ def group_option(command: _F) -> _F:
     return option(bpffs_option(command))
 
 
-def open_group(name: GroupName, bpffs: Path) -> Group:
-    """Open a group. Raises GroupNotFoundError, which says who is there instead, GroupError, KernelError."""
-    from aiolb.bpf.group import Group
-
-    try:
-        return Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
-    except GroupNotFoundError as error:
-        raise _what_is_there(name, bpffs) or error from error
-
-
 def _what_is_there(name: GroupName, bpffs: Path) -> GroupNotFoundError | None:
     """Why there is nothing to look at where something may well be; None where nothing is."""
     other = GroupName("udp" if name.protocol == "tcp" else "tcp", name.address)
@@ -74,16 +67,23 @@ def _what_is_there(name: GroupName, bpffs: Path) -> GroupNotFoundError | None:
     if other in group_names(bpffs):
         return GroupNotFoundError(
             f"there is no {name.protocol} group at {name.address}, but a {other.protocol} group",
-            hint=f"aiolb status {other.protocol}:{name.address}",
+            hint=f"aiolb status {other.protocol}:{name.address}{in_bpffs(bpffs)}",
         )
     return None
 
 
 @contextmanager
 def opened(group: GroupName | None, bpffs: Path) -> Iterator[Group]:
-    """The group that was named, or the only one. Raises GroupNotFoundError, ConfigurationError, GroupError."""
-    found = open_group(the_group(group, bpffs), bpffs)
+    """The group that was named, or the only one.
+
+    Raises GroupNotFoundError, which says who is there instead, ConfigurationError, GroupError, KernelError.
+    """
+    from aiolb.bpf.group import Group
+
+    name = the_group(group, bpffs)
     try:
+        found = Group.open(name.address, protocol=name.protocol, bpffs=bpffs)
+    except GroupNotFoundError as error:
+        raise _what_is_there(name, bpffs) or error from error
+    with closing(found):
         yield found
-    finally:
-        found.close()

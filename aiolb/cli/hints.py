@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from aiolb import remarks
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.pins import in_bpffs
 from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot, State
 from aiolb.cli.texts import listed
 
@@ -41,35 +41,14 @@ def hints(
 
     ``bpffs`` is where the group is: the commands that are told find it there.
     """
-    where = "" if bpffs == BPFFS else f" --bpffs {quote(str(bpffs))}"
-    found = list(_of_states(group, members, where))
-    tcp = group.name.protocol == "tcp"
-    lost_are = "attempts to connect" if tcp else "packets"
-    losing = [one for one in members if rates is not None and rates[one.index].kernel_drops > 0]
-    slow = [one for one in losing if (one.queue or 0) >= FULL]
-    if slow:
-        lost = sum(rates[one.index].kernel_drops for one in slow) if rates else 0
-        found.append(
-            Hint(
-                f"{_named(slow)} cannot keep up, and the kernel drops {max(round(lost), 1):,} {lost_are}/s",
-                "a faster handler, a higher --concurrency if it waits, or more members",
-            )
-        )
-    elif dropped := [one for one in members if one.told and one.told.kernel_drops]:
-        limit = max(one.told.queue_limit for one in dropped if one.told)
-        now = "drops" if losing else "dropped"
-        found.append(
-            Hint(
-                f"the kernel {now} {lost_are} of {_named(losing or dropped)}",
-                remarks.AGAINST_FULL_QUEUES if tcp else remarks.against_drops(limit),
-            )
-        )
+    where = in_bpffs(bpffs)
+    found = [*_of_states(group, members, where), *_of_drops(group, members, rates)]
     if raising := [one for one in members if one.told and one.told.errors]:
         found.append(Hint(f"handlers of {_named(raising)} raise", "handler_error in the log says what"))
     kernel = group.kernel
     if kernel.denied or kernel.unlisted or kernel.limited:
         found.append(Hint("the guard drops packets", f"aiolb guard --group {group.name}{where} says whose"))
-    return found + list(_of_shares(group, members, rates, where))
+    return [*found, *_of_shares(group, members, rates, where)]
 
 
 def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot], where: str) -> Iterable[Hint]:
@@ -84,6 +63,28 @@ def _of_states(group: GroupSnapshot, members: Sequence[MemberSnapshot], where: s
         yield Hint(f"{_named(dead)} {_are(dead)} dead, others get the sources", start)
     if silent := [one for one in members if one.state is State.SILENT]:
         yield Hint(f"{_named(silent)} {_are(silent)} silent", "the collector hangs or was killed: see its log")
+
+
+def _of_drops(
+    group: GroupSnapshot, members: Sequence[MemberSnapshot], rates: Sequence[MemberRates] | None
+) -> Iterable[Hint]:
+    tcp = group.name.protocol == "tcp"
+    what = "attempts to connect" if tcp else "packets"
+    now = {} if rates is None else {one.index: rates[one.index].kernel_drops for one in members}
+    losing = [one for one in members if now.get(one.index)]
+    slow = [one for one in losing if (one.queue or 0) >= FULL]
+    if slow:
+        lost = sum(now[one.index] for one in slow)
+        yield Hint(
+            f"{_named(slow)} cannot keep up, and the kernel drops {max(round(lost), 1):,} {what}/s",
+            "a faster handler, a higher --concurrency if it waits, or more members",
+        )
+    elif dropped := [one for one in members if one.told and one.told.kernel_drops]:
+        limit = max(one.told.queue_limit for one in dropped if one.told)
+        yield Hint(
+            f"the kernel {'drops' if losing else 'dropped'} {what} of {_named(losing or dropped)}",
+            remarks.AGAINST_FULL_QUEUES if tcp else remarks.against_drops(limit),
+        )
 
 
 def _of_shares(

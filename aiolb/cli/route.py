@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiolb.address import parse_source
+from aiolb.address import Address, parse_source
 from aiolb.bpf.discovery import GroupName
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import plain_console
@@ -141,6 +141,4 @@ def _show(routes: Sequence[Route]) -> None:
 
 
 def _source(one: Route) -> str:
-    if one.port is None:
-        return one.source
-    return f"[{one.source}]:{one.port}" if ":" in one.source else f"{one.source}:{one.port}"
+    return one.source if one.port is None else str(Address(one.source, one.port))

@@ -14,18 +14,17 @@ import click
 
 from aiolb.bpf.discovery import GroupName, group_names, the_group
 from aiolb.cli import units
-from aiolb.cli.groups import GroupType, bpffs_option, open_group
+from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
 from aiolb.cli.texts import folded, plain_console
 from aiolb.errors import AiolbError, ConfigurationError, GroupNotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aiolb.bpf.group import Group
     from aiolb.bpf.snapshot import GroupSnapshot, MemberRates, MemberSnapshot
     from aiolb.cli.hints import Hint
     from aiolb.cli.table import Column
-
-_STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Reading:
     metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="Time between the two looks that rates come from; 0 looks once, and tells totals only.",
+    help=f"Time between the two looks that rates come from, {MIN_INTERVAL} at least; "
+    "0 looks once, and tells totals only.",
 )
 @click.option("--member", type=click.IntRange(0), metavar="INDEX", help="Tell of this member only.")
 @click.option(
@@ -77,6 +77,11 @@ def status(
     Exits 1 if a member is dead or silent, or a group cannot be looked at, so that it can be a healthcheck; with
     --member, if that one is.
     """
+    if 0 < interval < MIN_INTERVAL:
+        raise ConfigurationError(
+            f"{interval} s is too short: members tell of themselves four times a second",
+            hint=f"--interval {MIN_INTERVAL}, or 0 for one look",
+        )
     readings, unseen = _readings(group, interval, member, bpffs)
     for error in unseen:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
@@ -110,28 +115,32 @@ def _readings(
     names = group_names(bpffs) if group is None and member is None else []
     names = names or [the_group(group, bpffs, option="aiolb status ")]
     with ExitStack() as stack:
-        opened, unseen = [], []
-        for name in names:
-            try:
-                opened.append((name, open_group(name, bpffs)))
-            except AiolbError as error:
-                if len(names) == 1:
-                    raise
-                if not isinstance(error, GroupNotFoundError):  # else it was deleted since it was listed
-                    unseen.append(error)
-                continue
-            stack.callback(opened[-1][1].close)
-        if unseen and not opened:
-            raise unseen[0]
-        before = [snapshot.take(name, found) for name, found in opened]
+        groups, unseen = _open_all(names, bpffs, stack)
+        before = [snapshot.take(name, found) for name, found in groups]
         if interval:
             time.sleep(interval)
-        after = [snapshot.take(name, found) for name, found in opened] if interval else before
+        after = [snapshot.take(name, found) for name, found in groups] if interval else before
     for one in after:
         if member is not None and member >= len(one.members):
             raise ConfigurationError(f"the group at {one.name} has {len(one.members)} members: no index {member}")
     rates = [snapshot.rates(*both) if interval else None for both in zip(before, after, strict=True)]
     return [Reading(*both) for both in zip(after, rates, strict=True)], unseen
+
+
+def _open_all(
+    names: list[GroupName], bpffs: Path, stack: ExitStack
+) -> tuple[list[tuple[GroupName, Group]], list[AiolbError]]:
+    """Those that can be looked at, and why others cannot. Raises an error of theirs where none can be."""
+    found, errors = [], []
+    for name in names:
+        try:
+            found.append((name, stack.enter_context(opened(name, bpffs))))
+        except AiolbError as error:
+            errors.append(error)
+    unseen = [error for error in errors if not isinstance(error, GroupNotFoundError)]  # deleted since they were listed
+    if not found:
+        raise (unseen or errors)[0]
+    return found, unseen
 
 
 def _as_json(reading: Reading, members: list[MemberSnapshot]) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def _show(readings: list[Reading], shown: list[list[MemberSnapshot]], bpffs: Pat
         _show_group(console, reading.group, width)
         what = "CONNECTIONS" if reading.group.name.protocol == "tcp" else "DATAGRAMS"
         columns = fitting(_columns(members, reading.rates, what), width)
-        for line in lines(columns, [_STYLES[one.state] for one in members]):
+        for line in lines(columns, [units.STYLES[one.state] for one in members]):
             console.print(line)
         _show_hints(console, hints(reading.group, members, reading.rates, bpffs=bpffs), width)
 
@@ -172,8 +181,7 @@ def _show_group(console: Console, group: GroupSnapshot, width: int | None) -> No
     settings = [f"balancer {group.balancer}", f"key {kernel.key}", *(["strict"] if kernel.strict else [])]
     for line in folded([*settings, f"since {since}", f"seed {kernel.seed}"], width):
         console.print(line)
-    looked = any(one.sources is not None for one in group.members)
-    sources = f"sources {units.sources(group.sketch)}, " if looked else ""
+    sources = f"sources {units.sources(group.sketch)}, " if group.told else ""
     console.print(f"{sources}failovers {kernel.failovers}, unsteered {kernel.unsteered}, dropped {kernel.dropped}")
     if kernel.denied or kernel.unlisted or kernel.limited:
         console.print(f"guard: denied {kernel.denied}, not listed {kernel.unlisted}, over the limit {kernel.limited}")
@@ -207,23 +215,15 @@ def _columns(members: list[MemberSnapshot], rates: list[MemberRates] | None, wha
         Column(what, ["-" if number is None else str(number) for number in told("received")], 1),
         *([Column("OPEN", list(map(units.count, told("in_flight"))), 2)] if what == "CONNECTIONS" else []),
         Column("BYTES", list(map(units.size, told("received_bytes"))), 15),
-        Column("QUEUE", list(map(_queue, members)), 5),
+        Column("QUEUE", [units.fullness(one.queue) for one in members], 5),
         Column("DROPS", list(map(units.count, told("kernel_drops"))), 1),
         Column("DROPS/S", list(map(units.count, rate("kernel_drops"))), 2 if losing else 16),
         Column("FAILOVERS", [units.count(one.kernel.failovers) for one in members], 14),
         Column("ERRORS", list(map(units.count, told("errors"))), 3),
-        Column("P50", [_below(one.handler_ns(50)) for one in members], 11),
-        Column("P99", [_below(one.handler_ns(99)) for one in members], 7),
+        Column("P50", [units.below(one.handler_ns(50)) for one in members], 11),
+        Column("P99", [units.below(one.handler_ns(99)) for one in members], 7),
     ]
     return [column for column in columns if rates is not None or column.title not in ("RATE/S", "SHARE", "DROPS/S")]
-
-
-def _queue(member: MemberSnapshot) -> str:
-    return "-" if member.queue is None else f"{100 * member.queue:.0f}%"
-
-
-def _below(nanoseconds: int | None) -> str:
-    return "-" if nanoseconds is None else f"<{units.time(nanoseconds)}"
 
 
 def _show_hints(console: Console, found: list[Hint], width: int | None) -> None:

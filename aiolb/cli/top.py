@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiolb.bpf.discovery import GroupName, the_group
-from aiolb.cli.groups import GroupType, bpffs_option, opened
+from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
 from aiolb.cli.texts import plain_console
 from aiolb.errors import GroupNotFoundError
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from aiolb.cli.top_frame import View
     from aiolb.cli.top_history import History
 
-MIN_INTERVAL, MAX_INTERVAL = 0.5, 60.0
-"""Seconds; members tell of themselves four times a second."""
+MAX_INTERVAL = 60.0
+"""Seconds."""
 
 PIPE_WIDTH = 200
 """Characters of a line where nobody counts the columns: enough for all of them."""

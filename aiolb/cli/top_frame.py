@@ -23,7 +23,6 @@ HINTS = 2
 SOURCES = 10
 """Sources that are shown at most."""
 
-_STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
 _BARS_WIDTHS = {120: 24, 76: 10, 56: 8, 0: 0}
 """How many bars there are in a terminal of so many columns, or more."""
 _AROUND = 5
@@ -67,9 +66,9 @@ def frame(history: History, view: View, clock: str) -> list[Text]:
     top = max((rate for row in rows for rate in row.rate), default=0)
     worst = max((drops for row in rows for drops in row.drops), default=0)
     columns = fitting(_columns(shown, view, top, worst, history.rate), view.width)
-    told += lines(columns, [_STYLES[row.now.state] for row in shown])
+    told += lines(columns, [units.STYLES[row.now.state] for row in shown])
     told.append(Text(_rest(first, len(shown), len(rows)), style="dim"))
-    told += _sources(history, sources, view.width)
+    told += _sources(group, history, sources, view.width)
     if view.keys:
         told.append(Text(KEYS, style="dim"))
     for line in told:
@@ -95,11 +94,11 @@ def _head(group: GroupSnapshot, history: History, view: View, clock: str) -> lis
         *(Text(part, style="dim") for part in (clock, f"every {view.interval:g} s", f"by {view.sort}")),
     ]
     width = _bars_width(view.width)
-    rate, drops = list(history.rate), list(history.drops)
+    losing = any(history.drops[-1:])
     totals = [
-        Text(_trend("rate", rate, width, view.bars)),
-        Text(_trend("kernel drops", drops, width, view.bars), style="red" if drops and drops[-1] else ""),
-        *([Text(f"sources {units.sources(group.sketch)}")] if _told(group) else []),
+        Text(_trend("rate", history.rate, width, view.bars)),
+        Text(_trend("kernel drops", history.drops, width, view.bars), style="red" if losing else ""),
+        *([Text(f"sources {units.sources(group.sketch)}")] if group.told else []),
     ]
     others = [Text(f"{name} {units.count(rate)}/s") for name, rate in history.counters.items()]
     told = [_joined(line, view.width) for line in (parts, totals, others) if line]
@@ -116,11 +115,6 @@ def _hinted(hint: Hint, width: int) -> str:
 def _trend(name: str, values: Sequence[float], width: int, levels: str) -> str:
     trend = f" {bars(values, max(values, default=0), width, levels)}" if width else ""
     return f"{name}{trend} {_last(values)}/s"
-
-
-def _told(group: GroupSnapshot) -> bool:
-    """Whether any member tells its sources."""
-    return any(one.sources is not None for one in group.members)
 
 
 def _joined(parts: Sequence[Text], width: int) -> Text:
@@ -163,11 +157,11 @@ def _columns(rows: Sequence[MemberRow], view: View, top: float, worst: float, to
         Column("RATE/S", [_last(row.rate) for row in rows], 1),
         Column(ago, [bars(row.rate, top, width, view.bars) for row in rows], 5, left=True),
         Column("SHARE", [units.percent(_share(row.rate, total)) for row in rows], 6),
-        Column("QUEUE", [_part(row.queue) for row in rows], 3),
+        Column("QUEUE", [units.fullness(row.now.queue) for row in rows], 3),
         Column("DROPS/S", [_last(row.drops) for row in rows], 2),
         Column(ago, [bars(row.drops, worst, width, view.bars) for row in rows], 7 if worst else 14, left=True),
         Column("ERRORS/S", list(map(units.count, rate("errors"))), 4 if any(rate("errors")) else 8),
-        Column("P99", ["-" if row.p99_ns is None else f"<{units.time(row.p99_ns)}" for row in rows], 9),
+        Column("P99", [units.below(row.p99_ns) for row in rows], 9),
         Column("FAILOVERS/S", [units.count(row.rates.failovers if row.rates else None) for row in rows], 10),
         Column("SOURCES", [units.count(row.now.sources) for row in rows], 11),
         Column("SLOTS", [str(row.now.kernel.slots) for row in rows], 12),
@@ -185,10 +179,6 @@ def _share(rate: Sequence[float], total: Sequence[float]) -> float | None:
     return min(rate[-1] / total[-1], 1) if rate and total and total[-1] else None
 
 
-def _part(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}%"
-
-
 def _rest(first: int, shown: int, members: int) -> str:
     """Which members are not shown."""
     if shown == members:
@@ -196,12 +186,11 @@ def _rest(first: int, shown: int, members: int) -> str:
     return f"{first + 1} to {first + shown} of {members} members"
 
 
-def _sources(history: History, number: int, width: int) -> list[Text]:
+def _sources(group: GroupSnapshot, history: History, number: int, width: int) -> list[Text]:
     rows = history.sources[:number]
     if not rows:
-        told = history.now is not None and _told(history.now)
-        return [Text("no source is known yet" if told else "no member tells its sources", style="dim")]
-    what = "CONNECTIONS" if history.now and history.now.name.protocol == "tcp" else "DATAGRAMS"
+        return [Text("no source is known yet" if group.told else "no member tells its sources", style="dim")]
+    what = "CONNECTIONS" if group.name.protocol == "tcp" else "DATAGRAMS"
     columns = [
         Column("SOURCE", [str(row.source) for row in rows], 0, left=True),
         Column("RATE/S", [units.count(row.rate) for row in rows], 0),

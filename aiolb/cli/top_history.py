@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,11 +27,6 @@ class MemberRow:
     rate: tuple[float, ...]
     drops: tuple[float, ...]
 
-    @property
-    def queue(self) -> float | None:
-        """How full its receive queue is, 0 … 1; None where nobody told."""
-        return self.now.queue
-
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
@@ -47,7 +41,7 @@ class SourceRow:
 SORTS: dict[str, Callable[[MemberRow], float]] = {
     "rate": lambda row: row.rate[-1] if row.rate else 0,
     "drops": lambda row: row.drops[-1] if row.drops else 0,
-    "queue": lambda row: row.queue or 0,
+    "queue": lambda row: row.now.queue or 0,
     "errors": lambda row: row.rates.errors if row.rates else 0,
     "p99": lambda row: row.p99_ns or 0,
     "member": lambda row: -row.now.index,
@@ -75,8 +69,8 @@ class History:
         """Of the members by index, since the look before; None at the first look."""
         self.counters: dict[str, float] = {}
         """Packets per second, of those of ELSEWHERE that the group has counted since the first look."""
-        self.rate: deque[float] = deque(maxlen=LENGTH)
-        self.drops: deque[float] = deque(maxlen=LENGTH)
+        self.rate: tuple[float, ...] = ()
+        self.drops: tuple[float, ...] = ()
 
     def add(self, now: GroupSnapshot) -> None:
         """Take a later look in."""
@@ -90,8 +84,8 @@ class History:
         counters = _counters(before, now)
         self.counters = {name: rate for name, rate in counters.items() if rate or name in self.counters}
         self.rows = [_row(former.get(one.index), one, rate) for one, rate in zip(now.members, rates, strict=True)]
-        self.rate.append(sum(row.rate[-1] for row in self.rows))
-        self.drops.append(sum(row.drops[-1] for row in self.rows))
+        self.rate = _longer(self.rate, sum(row.rate[-1] for row in self.rows))
+        self.drops = _longer(self.drops, sum(row.drops[-1] for row in self.rows))
 
     def sorted(self, by: str) -> list[MemberRow]:
         """The members, those first that have most of it; one of SORTS."""
@@ -113,22 +107,21 @@ def _row(former: MemberRow | None, now: MemberSnapshot, rates: MemberRates) -> M
         now,
         rates,
         _p99(former.now if former else None, now),
-        (*(former.rate if former else ()), rate)[-LENGTH:],
-        (*(former.drops if former else ()), rates.kernel_drops)[-LENGTH:],
+        _longer(former.rate if former else (), rate),
+        _longer(former.drops if former else (), rates.kernel_drops),
     )
 
 
-def _same(former: MemberSnapshot | None, now: MemberSnapshot) -> bool:
-    """Whether both were told of one socket, so that what was counted can be subtracted."""
-    return bool(former and former.told and now.told and former.told.cookie == now.told.cookie)
+def _longer(values: tuple[float, ...], newest: float) -> tuple[float, ...]:
+    return (*values, newest)[-LENGTH:]
 
 
 def _p99(former: MemberSnapshot | None, now: MemberSnapshot) -> int | None:
     if now.told is None:
         return None
     times = now.told.handler_times
-    if former and former.told and _same(former, now):
-        times = tuple(max(after - before, 0) for after, before in zip(times, former.told.handler_times, strict=True))
+    if told := now.told_before(former):
+        times = tuple(max(after - before, 0) for after, before in zip(times, told.handler_times, strict=True))
     return snapshot.quantile(times, 99)
 
 

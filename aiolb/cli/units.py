@@ -1,4 +1,4 @@
-"""Numbers for people, short: counts, bytes, times, dates."""
+"""Numbers and states for people, short: counts, bytes, times, dates, members."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot
     from aiolb.sketch import Sketch
+
+STYLES = {"alive": "", "silent": "yellow", "dead": "bold red"}
+"""How the line of a member in each state looks."""
 
 _THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
 _KIBI = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -57,14 +60,24 @@ def time(nanoseconds: int | None) -> str:
     return f"{nanoseconds}ns"
 
 
+def below(nanoseconds: int | None) -> str:
+    """``<4.1µs``, of what a time stayed below; ``-`` for None."""
+    return "-" if nanoseconds is None else f"<{time(nanoseconds)}"
+
+
 def seconds(number: float) -> str:
     """``5s``, ``90s``, ``2m``: whole minutes from two on."""
     return f"{number:.0f}s" if number < 120 or number % 60 else f"{number / 60:.0f}m"  # noqa: PLR2004 - two minutes
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, *, digits: int = 1) -> str:
     """``33.3%``; ``-`` for None."""
-    return "-" if share is None else f"{100 * share:.1f}%"
+    return "-" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def fullness(part: float | None) -> str:
+    """``33%``, of a queue; ``-`` for None."""
+    return percent(part, digits=0)
 
 
 def moment(nanoseconds: int, now: datetime) -> str:

@@ -16,11 +16,14 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 import streams
+from click.testing import CliRunner
 from deadline import DEADLINE
 from serving import Member
 from supervision import Supervisor, until
 
 from aiolb import sockets
+from aiolb.bpf.discovery import GroupName
+from aiolb.cli import main
 
 AIOLB = [sys.executable, "-m", "aiolb"]
 
@@ -181,6 +184,25 @@ def test_no_group(aiolb):
         assert error.splitlines()[1].startswith("  hint: start a collector")
 
 
+def test_looks_that_are_too_close(aiolb):
+    """Between two looks each member must have told of itself, or a busy one would seem to get nothing."""
+    status, lines, error = aiolb("status", "--interval", "0.1")
+    assert (status, lines) == (2, [])
+    assert error.splitlines() == [
+        "aiolb: error: 0.1 s is too short: members tell of themselves four times a second",
+        "  hint: --interval 0.5, or 0 for one look",
+    ]
+
+
+def test_groups_that_are_deleted_meanwhile(bpffs, monkeypatch):
+    """Where all of several groups go between they are listed and looked at, it fails: nothing is healthy there."""
+    names = [GroupName.parse("127.0.0.99:1"), GroupName.parse("127.0.0.99:2")]
+    monkeypatch.setattr("aiolb.cli.status.group_names", lambda _: names)
+    done = CliRunner().invoke(main, ["status", "--interval", "0", "--bpffs", str(bpffs)])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[1] == "  hint: start a collector there first"
+
+
 @pytest.mark.parametrize("balancer", ["classic", "none"])
 @pytest.mark.parametrize(
     "command", [("status", "--interval", "0"), ("top", "--once"), ("route", "127.0.0.1", "--group")]
@@ -197,7 +219,7 @@ async def test_a_port_without_pins(aiolb, tmp_path, balancer, command):
     assert hint.startswith("  hint: a collector with --balancer classic or none, or without a BPF file system, tells")
 
 
-async def test_the_other_protocol(cluster, aiolb):
+async def test_the_other_protocol(cluster, aiolb, bpffs):
     """Where there is a group of the other protocol at the address, its name is told."""
     group = cluster(1)
     status, _, error = aiolb("status", f"tcp:{group.address}")
@@ -205,7 +227,7 @@ async def test_the_other_protocol(cluster, aiolb):
         3,
         [
             f"aiolb: error: there is no tcp group at {group.address}, but a udp group",
-            f"  hint: aiolb status udp:{group.address}",
+            f"  hint: aiolb status udp:{group.address} --bpffs {bpffs}",
         ],
     )
 

@@ -17,6 +17,7 @@ from deadline import DEADLINE
 from aiolb import port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import abi, probe, syscall
+from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import GroupOptions
 from aiolb.bpf.members import join_all
 from aiolb.bpf.steering import JoinOptions
@@ -295,6 +296,7 @@ def test_a_port_that_is_taken(diagnose, holder, protocol, kind):
     """A foreign socket without SO_REUSEPORT is a problem, one with it a warning; the commands end their processes."""
     (alone, first), (shared, second) = holder(0, reuseport=False, kind=kind), holder(0, reuseport=True, kind=kind)
     ask = (str(alone), str(shared), "--protocol", protocol)
+    alone, shared = GroupName(protocol, alone), GroupName(protocol, shared)
     found, status = diagnose(*ask)
     assert without_lasting(found[str(alone)]) == {
         "level": "problem",
@@ -308,8 +310,8 @@ def test_a_port_that_is_taken(diagnose, holder, protocol, kind):
         "fix": f"unless it is a collector with another balancer: choose another port, or: kill {second}",
     }
     assert status == 1
-    for address in (alone, shared):
-        subprocess.run(found[str(address)]["fix"].partition("or: ")[2].split(), check=True)
+    for name in (alone, shared):
+        subprocess.run(found[str(name)]["fix"].partition("or: ")[2].split(), check=True)
     holder.wait()
     found, status = diagnose(*ask)
     assert ({found[str(alone)]["found"], found[str(shared)]["found"]}, status) == ({"free"}, 0)
@@ -321,7 +323,7 @@ def test_a_port_of_the_other_protocol(diagnose, holder, protocol, kind):
     address, _ = holder(0, reuseport=False, kind=kind)
     (other,) = {"udp", "tcp"} - {protocol}
     found, status = diagnose(str(address), "--protocol", other)
-    assert (found[str(address)]["found"], status) == ("free", 0)
+    assert (found[str(GroupName(other, address))]["found"], status) == ("free", 0)
 
 
 @pytest.mark.parametrize(("protocol", "kind"), PROTOCOLS)
@@ -330,7 +332,7 @@ def test_a_port_of_another_user(diagnose, holder, reuseport, protocol, kind):
     """Another user's socket is a problem even with SO_REUSEPORT: all of a group are one user's."""
     address, pid = holder(NOBODY, reuseport=reuseport, kind=kind)
     found, status = diagnose(str(address), "--protocol", protocol)
-    assert without_lasting(found[str(address)]) == {
+    assert without_lasting(found[str(GroupName(protocol, address))]) == {
         "level": "problem",
         "found": f"held by another user (pid {pid}, user nobody): all sockets of a group need the same one",
         "fix": f"run aiolb as that user, or: kill {pid}",
@@ -343,11 +345,11 @@ def test_a_group_of_connections(bpffs):
     with sockets.reserved_port(Address("127.0.0.1", 0), "tcp") as address:
         options = JoinOptions(balancer="ebpf", group=GroupOptions(protocol="tcp", count=2, bpffs=bpffs))
         joined = join_all(address, partial(sockets.bind_listening, backlog=8), options)
-        found = port_check.check(address, bpffs, protocol="tcp")
+        found = port_check.check(GroupName("tcp", address), bpffs)
         assert (found.level, found.found) == (Level.OK, f"a group of 2 with 2 alive (pid {os.getpid()})")
-        assert port_check.check(address, bpffs).found == "free"
+        assert port_check.check(GroupName("udp", address), bpffs).found == "free"
         with sockets.bind_listening(address, backlog=8):
-            found = port_check.check(address, bpffs, protocol="tcp")
+            found = port_check.check(GroupName("tcp", address), bpffs)
             assert (found.level, "is in no eBPF group" in found.found) == (Level.WARNING, True)
         for one in joined:
             one.place.leave()
@@ -400,7 +402,7 @@ def test_connections_that_cannot_be_moved(diagnose, powerless):
 def test_a_group(cluster, bpffs):
     """A running group is as it should be, and is told with who is alive."""
     group = cluster(count=3, members=[0, 2])
-    found = port_check.check(group.address, bpffs)
+    found = port_check.check(GroupName("udp", group.address), bpffs)
     assert (found.level, found.found) == (Level.OK, f"a group of 3 with 2 alive (pid {os.getpid()})")
 
 
@@ -408,7 +410,7 @@ def test_a_stranger_beside_a_group(cluster, bpffs):
     """A socket on the group's port that is no member is told from the members."""
     group = cluster(count=2)
     group.bind("stranger")
-    found = port_check.check(group.address, bpffs)
+    found = port_check.check(GroupName("udp", group.address), bpffs)
     assert found.level is Level.WARNING
     assert found.found.startswith(f"a group of 2 with 2 alive (pid {os.getpid()}); a socket with SO_REUSEPORT is in no")
 
@@ -416,7 +418,7 @@ def test_a_stranger_beside_a_group(cluster, bpffs):
 def test_a_group_at_another_address(cluster, bpffs):
     """Members of another group on the port are none to end, but what comes to their address is theirs."""
     group = cluster(count=2)
-    found = port_check.check(Address("0.0.0.0", group.address.port), bpffs)
+    found = port_check.check(GroupName("udp", Address("0.0.0.0", group.address.port)), bpffs)
     assert found.level is Level.WARNING
     assert found.found == (
         f"another group has the port (pid {os.getpid()}, user root): "
@@ -440,7 +442,7 @@ def test_a_group_without_members(cluster, bpffs):
     """The port of a group that nobody is alive in is free, and the group is told."""
     group = cluster(count=2)
     group.kill(0, 1)
-    found = port_check.check(group.address, bpffs)
+    found = port_check.check(GroupName("udp", group.address), bpffs)
     assert (found.level, found.found) == (Level.OK, "free; a group of 2 with 0 alive")
 
 
@@ -453,7 +455,7 @@ def test_a_group_of_another_version(cluster, bpffs, alive):
     layout = group.group._maps.read("config", 0)
     group.group._maps.write("config", 0, b"\xff\xff\xff\xff" + layout[4:])
     try:
-        found = port_check.check(group.address, bpffs)
+        found = port_check.check(GroupName("udp", group.address), bpffs)
     finally:
         group.group._maps.write("config", 0, layout)
     assert found.level is Level.PROBLEM

@@ -258,3 +258,11 @@ def test_the_name_of_a_link_local_group(interface):
     """Whatever an interface is called, the folder's name says which group it is."""
     address = Address(f"fe80::1%{interface}", 9000)
     assert pins.names_of(f"tcp_{address.host}_9000") == ("tcp", address)
+
+
+@pytest.mark.parametrize(
+    ("bpffs", "where"), [(abi.BPFFS, ""), (Path("/mnt/b p f"), " --bpffs '/mnt/b p f'")], ids=["usual", "with blanks"]
+)
+def test_commands_in_hints(bpffs, where):
+    """A command that is told finds the group where it is, whatever the folder is called."""
+    assert Pins(ADDRESS, bpffs=bpffs).command("delete", "--force") == f"aiolb group delete {ADDRESS} --force{where}"

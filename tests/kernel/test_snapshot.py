@@ -34,7 +34,7 @@ def test_a_group_that_nobody_told_anything_of(cluster):
     assert [member.state for member in look.members] == [State.ALIVE, State.DEAD, State.ALIVE]
     assert [member.told for member in look.members] == [None] * 3
     assert [member.kernel.packets for member in look.members] == [found[0], 0, found[2]]
-    assert (look.dead, look.stale, look.kernel.count, look.sources) == ((1,), False, 3, 0)
+    assert (look.told, look.stale, look.kernel.count, look.sketch.count) == (False, False, 3, 0)
     group.kill(0, 2)
     assert snapshot.take(name_of(group.address), group.group).stale
 

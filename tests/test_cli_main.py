@@ -1,4 +1,4 @@
-"""What commands print stands as it is, and what they are is told whole."""
+"""What the commands are is told whole, and what is wrong with one as every other mistake."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ import pytest
 from click.testing import CliRunner
 
 from aiolb.cli import main
-from aiolb.cli.texts import plain_console
-
-
-@pytest.mark.parametrize("text", ["udp [fd00:1234:5678::1]:10001", "[bold]x[/bold]", "[::1]:5"])
-def test_text_stands_as_it_is(text):
-    """An address is neither markup nor an emoji."""
-    console = plain_console()
-    with console.capture() as captured:
-        console.print(text)
-    assert captured.get() == f"{text}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["group", "--help"]])
@@ -39,3 +29,12 @@ def test_a_group_without_its_option(arguments, hint):
     """Who gives a group as an argument where it is an option is told what to write."""
     done = CliRunner().invoke(main, arguments, prog_name="aiolb")
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, f"  hint: {hint}")
+
+
+def test_an_option_that_is_missing():
+    """It is told in one line, with a hint; exit status 2."""
+    done = CliRunner().invoke(main, ["move", "7"], prog_name="aiolb")
+    assert (done.exit_code, done.stderr.splitlines()) == (
+        2,
+        ["aiolb: error: Missing option '--to'", "  hint: see: aiolb move --help"],
+    )
