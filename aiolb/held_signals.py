@@ -1,19 +1,19 @@
-"""Signals that are held back while something runs that must end cleanly, and come through afterwards."""
+"""Signals that end a process, held back while something runs that must end cleanly; they come through afterwards."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held(numbers: Iterable[signal.Signals] = STOPS) -> Iterator[list[signal.Signals]]:
-    """Note the signals that come inside the block, in a list that it sees; they take effect when it ends.
+def held() -> Iterator[list[signal.Signals]]:
+    """Note each SIGINT and SIGTERM that comes inside the block, in a list that it sees; they take effect when it ends.
 
     Then each is raised once: an event loop's own handler calls what it was given, and Python's raises
     KeyboardInterrupt. Ignored signals stay so. Outside of the main thread, where Python takes none, it does nothing.
@@ -30,7 +30,7 @@ def held(numbers: Iterable[signal.Signals] = STOPS) -> Iterator[list[signal.Sign
     wakeup = signal.set_wakeup_fd(-1)
     # None: somebody else than Python handles it.
     before = {
-        number: handler for number in numbers if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+        number: handler for number in _STOPS if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
     }
     for number in before:
         signal.signal(number, note)

@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -94,26 +94,12 @@ def bind_reuseport(address: Address) -> socket.socket:
 
     The caller closes it. Raises KernelError, which names who holds the port.
     """
-    sock = _socket(address, "udp")
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(sockaddr(address))
-    except OSError as error:
-        sock.close()
-        raise _bind_error(address, error, "udp") from error
-    return sock
+    return _bound(address, "udp")
 
 
 def try_bind(address: Address, protocol: str = "udp") -> None:
     """Bind as a collector does, and let go at once; with TCP nobody can connect meanwhile. Raises KernelError."""
-    with _socket(address, protocol) as sock:
-        try:
-            if protocol == "tcp":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(sockaddr(address))
-        except OSError as error:
-            raise _bind_error(address, error, protocol) from error
+    _bound(address, protocol).close()
 
 
 def bind_listening(address: Address, *, backlog: int) -> socket.socket:
@@ -121,18 +107,28 @@ def bind_listening(address: Address, *, backlog: int) -> socket.socket:
 
     ``backlog``: connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn (listen(2)).
     """
-    sock = _socket(address, "tcp")
+    sock = _bound(address, "tcp")
     try:
-        # Connections of a server before this one may still be in TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit it: a peer that is gone for good does not hold a connection open for ever (tcp(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(sockaddr(address))
         sock.listen(backlog)
     except OSError as error:
         sock.close()
         raise _bind_error(address, error, "tcp") from error
+    return sock
+
+
+def _bound(address: Address, protocol: str) -> socket.socket:
+    sock = _socket(address, protocol)
+    try:
+        if protocol == "tcp":
+            # Connections of a server before this one may still be in TIME_WAIT.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(sockaddr(address))
+    except OSError as error:
+        sock.close()
+        raise _bind_error(address, error, protocol) from error
     return sock
 
 
@@ -221,10 +217,14 @@ def _bind_error(address: Address, error: OSError, protocol: str) -> KernelError:
     return KernelError(reason, errno=error.errno, hint=hint)
 
 
-def holders_of(address: Address, *, exactly: bool = False, protocol: str = "udp") -> list[Holder]:
+def holders_of(address: Address, *, protocol: str = "udp") -> list[Holder]:
     """Who has the sockets of ``sockets_on``; looks through all of /proc, as far as this user may see."""
-    found = sockets_on(address, exactly=exactly, protocol=protocol)
-    opened = opened_in(found)
+    return named(sockets_on(address, protocol=protocol))
+
+
+def named(found: Mapping[str, int], *, later: Collection[int] = ()) -> list[Holder]:
+    """Who has sockets, given as ``sockets_on`` does; ``later`` as of ``opened_in``."""
+    opened = opened_in(found, later=later)
     return [Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in found.items()]
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from aiolb.address import as_text
 from aiolb.assignment import Assignment
 from aiolb.balancing import RebalancePolicy, SlotWatches, keep_even
 from aiolb.config import ServeConfig
-from aiolb.errors import AiolbError, CompileStoppedError, ConfigurationError, StartError
+from aiolb.errors import CompileStoppedError, ConfigurationError, StartError
 from aiolb.member_report import MemberReport
 from aiolb.metrics_server import MetricsServer
+from aiolb.operations import Operations
 from aiolb.places import AllPlaces, Places
 from aiolb.reports import check_writable, write_report
 from aiolb.stats import STATISTICS
@@ -91,12 +92,11 @@ class Supervisor:
         self._present: set[SupervisedMember] = set()
         self._reports: list[MemberReport] = []
         self._endings: list[asyncio.Task[None]] = []
-        self._requested: set[Callable[[], Awaitable[None]]] = set()
         self._given_up = False
         self._joined = False
         self._started = False
-        self._requests: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._stopping = asyncio.Event()
+        self._operations = Operations(self._stopping)
         self._metrics = MetricsServer(config.metrics, self._observe, wait=config.takeover)
         self._places: AllPlaces
 
@@ -132,7 +132,7 @@ class Supervisor:
 
         Call it in the loop's thread. Asked for during a restart, it is done once more after that one.
         """
-        self._request(self._roll, again=False)
+        self._operations.ask(self._roll, again=False)
 
     # Starting
 
@@ -158,7 +158,7 @@ class Supervisor:
             self._keep(member)
         # Members that the service manager kept, and that are not wanted any more.
         for _ in range(len(self._members) - (self._config.count or 1)):
-            self._request(self._shrink)
+            self._operations.ask(self._shrink)
         self._manager.ready(self._status())
         steering = {"balancer": self._places.balancer, **remarks.on_key(self._places.key)}
         _log.info("supervising", workers=len(self._members), **steering, pid=os.getpid())
@@ -203,35 +203,15 @@ class Supervisor:
     # Supervising
 
     async def _supervise(self) -> None:
-        operating, watching = asyncio.create_task(self._operate()), asyncio.create_task(self._watch())
+        operating, watching = asyncio.create_task(self._operations.run()), asyncio.create_task(self._watch())
         balancing = asyncio.create_task(self._keep_even())
         try:
             await self._stopping.wait()
         finally:
             # Half of what is under way must not be left undone; it ends soon, for nothing new is waited for.
-            self._requests.put_nowait(_nothing)
             await asyncio.wait([operating, watching, balancing])
         for task in (operating, watching, balancing):
             task.result()
-
-    async def _operate(self) -> None:
-        """Do what was asked for, one thing after the other."""
-        try:
-            while not self._stopping.is_set():
-                operation = await self._requests.get()
-                self._requested.discard(operation)
-                try:
-                    await operation()
-                except AiolbError as error:
-                    _log.error("operation_failed", reason=str(error), hint=error.hint)
-        finally:
-            self._stopping.set()
-
-    def _request(self, operation: Callable[[], Awaitable[None]], *, again: bool = True) -> None:
-        """Ask for an operation; without ``again`` not if the same is waiting already."""
-        if again or operation not in self._requested:
-            self._requested.add(operation)
-            self._requests.put_nowait(operation)
 
     async def _roll(self) -> None:
         """Replace every worker, one at a time; the first that fails ends it."""
@@ -349,7 +329,7 @@ class Supervisor:
             else:
                 member.watch()
         if any(member.due() for member in self._members):
-            self._request(self._replace_due, again=False)
+            self._operations.ask(self._replace_due, again=False)
         for keeper in self._keepers.values():
             if keeper.done():
                 keeper.result()
@@ -365,9 +345,9 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self.restart()
         elif number == signal.SIGTTIN:
-            self._request(self._grow)
+            self._operations.ask(self._grow)
         elif number == signal.SIGTTOU:
-            self._request(self._shrink)
+            self._operations.ask(self._shrink)
         elif number == signal.SIGUSR1:
             logs.reopen()
             for member in self._present:
@@ -422,7 +402,3 @@ class Supervisor:
         for member in members:
             total.update({name: value for name, value in member.items() if isinstance(value, int) and name != "index"})
         return {"pid": os.getpid(), **total, "members": members}
-
-
-async def _nothing() -> None:
-    """Wake who waits for an operation."""

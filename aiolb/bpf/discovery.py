@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
-from aiolb.address import Address, parse_address
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.group_name import PROTOCOLS, GroupName
 from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import folder_of_namespace, names_of
 from aiolb.errors import ConfigurationError, GroupNotFoundError, KernelError, PrivilegeError
 
-PROTOCOLS = ("udp", "tcp")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class GroupName:
-    """What tells a group from others in its network namespace; ``str()`` gives ``HOST:PORT`` or ``tcp:HOST:PORT``."""
-
-    protocol: str
-    address: Address
-
-    @classmethod
-    def parse(cls, text: str, *, protocol: str = "udp", resolve: Callable[[str], Address] = parse_address) -> GroupName:
-        """Read ``HOST:PORT``, ``udp:HOST:PORT`` or ``tcp:HOST:PORT``; the first is one of ``protocol``.
-
-        ``resolve`` reads the address; the default takes no names. Raises ConfigurationError.
-        """
-        told, colon, rest = text.partition(":")
-        if colon and told in PROTOCOLS:
-            return cls(told, resolve(rest))
-        return cls(protocol, resolve(text))
-
-    def __str__(self) -> str:
-        return str(self.address) if self.protocol == "udp" else f"{self.protocol}:{self.address}"
+__all__ = ["PROTOCOLS", "GroupName", "group_names", "name_of", "the_group"]
 
 
 def group_names(bpffs: Path = BPFFS) -> list[GroupName]:

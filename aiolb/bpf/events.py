@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -156,13 +156,10 @@ class EventReader:
 
     def read(self) -> list[Decision]:
         """The next decisions in the order in which the CPUs wrote them, up to MOST; never waits."""
-        assert self._ring is not None  # noqa: S101 - started
-        records = self._ring.read(MOST)
-        if not records and not self._config.flags & FLAG_EVENTS:
-            self.pauses += 1
+        records = self._records()
+        if not records and self._has_paused():
             self._switch(on=True)
-        decisions = (Decision.of(Event.unpack(record)) for record in records)
-        return [decision for decision in decisions if self._wanted.passes(decision)]
+        return self._decisions(records)
 
     @property
     def lost(self) -> int:
@@ -174,6 +171,7 @@ class EventReader:
         if self._place is None:
             return
         try:
+            self._has_paused()
             self._switch(on=False)
             with suppress(OSError):  # where it cannot wait, a decision more may be missing
                 syscall.membarrier()
@@ -183,11 +181,10 @@ class EventReader:
 
     def rest(self) -> list[Decision]:
         """What was written before ``stop()`` and is not read yet."""
-        assert self._ring is not None  # noqa: S101 - started
-        decisions = []
-        while records := self._ring.read(MOST):
-            decisions += [Decision.of(Event.unpack(record)) for record in records]
-        return [decision for decision in decisions if self._wanted.passes(decision)]
+        found = []
+        while records := self._records():
+            found += self._decisions(records)
+        return found
 
     def close(self) -> None:
         """Stop, and unmap the buffer. Idempotent."""
@@ -197,6 +194,20 @@ class EventReader:
             if self._ring is not None:
                 self._ring.close()
                 self._ring = None
+
+    def _has_paused(self) -> bool:
+        """Whether the program has stopped to write by itself; if so, counts that."""
+        paused = not self._config.flags & FLAG_EVENTS
+        self.pauses += paused
+        return paused
+
+    def _records(self) -> list[bytes]:
+        assert self._ring is not None  # noqa: S101 - started
+        return self._ring.read(MOST)
+
+    def _decisions(self, records: Iterable[bytes]) -> list[Decision]:
+        decisions = (Decision.of(Event.unpack(record)) for record in records)
+        return [decision for decision in decisions if self._wanted.passes(decision)]
 
     @property
     def _config(self) -> Config:

@@ -14,6 +14,7 @@ from aiolb.bpf import abi
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.cautions import cautions
 from aiolb.bpf.changes import SlotsChange, SlotsWatch
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.objects import GroupOptions, Objects, check_count
 from aiolb.bpf.ownership import user_name
 from aiolb.bpf.pins import Pins
@@ -110,8 +111,8 @@ class Group(GroupState):
     Owns descriptors until ``close()``; the pins, the program and the members' places live on without it.
     """
 
-    def __init__(self, address: Address, pins: Pins | Unpinned, objects: Objects) -> None:
-        super().__init__(address, pins, objects)
+    def __init__(self, pins: Pins | Unpinned, objects: Objects) -> None:
+        super().__init__(pins, objects)
         self.made = False
         """Whether there was no group before: a start that fails takes it away again."""
         self._wanted: GroupOptions | None = None
@@ -128,7 +129,8 @@ class Group(GroupState):
         PrivilegeError, KernelError.
         """
         if options.bpffs is None:
-            group = cls(address, Unpinned(), Objects.create(address, Unpinned(), options))
+            unpinned = Unpinned(GroupName(options.protocol, address))
+            group = cls(unpinned, Objects.create(unpinned, options))
             with ExitStack() as on_error:
                 on_error.callback(group.close)
                 yield group
@@ -137,25 +139,25 @@ class Group(GroupState):
         pins = Pins(address, protocol=options.protocol, bpffs=options.bpffs)
         with ExitStack() as on_error:
             on_error.callback(pins.close)
-            with pins.locked(create=True), cls._made_or_found(address, pins, options) as group:
+            with pins.locked(create=True), cls._made_or_found(pins, options) as group:
                 yield group
             on_error.pop_all()
 
     @classmethod
     @contextmanager
-    def _made_or_found(cls, address: Address, pins: Pins, options: GroupOptions) -> Iterator[Self]:
+    def _made_or_found(cls, pins: Pins, options: GroupOptions) -> Iterator[Self]:
         with ExitStack() as on_error:
             if (objects := Objects.open(pins)) is not None:
                 on_error.callback(objects.close)
-                group = cls(address, pins, objects)
+                group = cls(pins, objects)
                 group._check_kept(options, pins)
                 group._wanted = options
                 group._program_kept = not pins.writable and group._keeps_program(options)
             else:
                 on_error.callback(pins.remove)
-                objects = Objects.create(address, pins, options)
+                objects = Objects.create(pins, options)
                 on_error.callback(objects.close)
-                group = cls(address, pins, objects)
+                group = cls(pins, objects)
                 group.made = True
             yield group
             on_error.pop_all()
@@ -172,9 +174,9 @@ class Group(GroupState):
             except FileNotFoundError:
                 objects = None
             if objects is None:
-                raise GroupNotFoundError(f"there is no group at {address}", hint="start a collector there first")
+                raise GroupNotFoundError(f"there is no group at {pins.name}", hint="start a collector there first")
             on_error.pop_all()
-            return cls(address, pins, objects)
+            return cls(pins, objects)
 
     def join(
         self,
@@ -230,7 +232,7 @@ class Group(GroupState):
         if not 0 <= index < count:
             members = "1 member" if count == 1 else f"{count} members"
             raise ConfigurationError(
-                f"index {index} is outside of the group at {self.address}, which has {members}",
+                f"index {index} is outside of the group at {self.name}, which has {members}",
                 hint=f"an --index below {count}, or a larger --count",
             )
         if self.cookie_of(index) is None or takeover:
@@ -238,7 +240,7 @@ class Group(GroupState):
         holder = self.holder(index)
         since = datetime.fromtimestamp(holder.joined_ns // 10**9, tz=UTC).astimezone()
         raise MemberTakenError(
-            f"index {index} of the group at {self.address} is held by pid {holder.pid} since {since:%F %T}",
+            f"index {index} of the group at {self.name} is held by pid {holder.pid} since {since:%F %T}",
             hint="choose another --index, or replace it with --takeover",
         )
 
@@ -266,7 +268,7 @@ class Group(GroupState):
                 self._pins.prepare(uid, gid, shared=shared)
             except OSError as error:
                 raise PrivilegeError(
-                    f"this user may not give the group at {self.address} to {user_name(uid)}: {error.strerror}",
+                    f"this user may not give the group at {self.name} to {user_name(uid)}: {error.strerror}",
                     errno=error.errno,
                     hint="run as root",
                 ) from error
@@ -277,7 +279,7 @@ class Group(GroupState):
         if others:
             holder = self.holder(others[0])
             raise GroupError(
-                f"the group at {self.address} cannot be {user_name(uid)}'s: "
+                f"the group at {self.name} cannot be {user_name(uid)}'s: "
                 f"member {others[0]} is pid {holder.pid} of user {user_name(holder.uid)}",
                 hint="all sockets of a port belong to one user: stop its members first",
             )
@@ -287,18 +289,18 @@ class Group(GroupState):
         if options.key is not None and options.key != self.key:
             option = "--key-file" if options.key.kind == abi.KEY_CUSTOM else "--key"
             raise GroupError(
-                f"the group at {self.address} has the key {self.key}, not {options.key}",
+                f"the group at {self.name} has the key {self.key}, not {options.key}",
                 hint=f"leave {option} out, or start afresh: stop its members, then {pins.command('delete')}",
             )
         if options.key is None and options.program is not None and self.key.kind == abi.KEY_CUSTOM:
             raise GroupError(
-                f"the group at {self.address} has the key {self.key}, and a balancer compiled without it cannot steer",
+                f"the group at {self.name} has the key {self.key}, and a balancer compiled without it cannot steer",
                 hint="add its --key-file, or leave --compile and --debug out",
             )
         seed = self.config.seed
         if options.seed not in (None, seed):
             raise GroupError(
-                f"the group at {self.address} has the seed {seed}, not {options.seed}",
+                f"the group at {self.name} has the seed {seed}, not {options.seed}",
                 hint=f"leave --seed out, or start afresh: stop its members, then {pins.command('delete')}",
             )
 
@@ -331,7 +333,7 @@ class Group(GroupState):
     @property
     def cautions(self) -> dict[str, AiolbError]:
         """What a member that has joined is to be warned of, by the names of the events."""
-        return cautions(self.address, self._pins, program_kept=self._program_kept)
+        return cautions(self._pins, program_kept=self._program_kept)
 
 
 def _digests(options: GroupOptions) -> set[int]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from aiolb.address import Address
 from aiolb.bpf import abi, program, slots, spec
 from aiolb.bpf.abi import BPFFS, Config, Member
 from aiolb.bpf.guard import Guard
@@ -79,7 +78,7 @@ class Objects:
         self.program_fd = program_fd
 
     @classmethod
-    def create(cls, address: Address, pins: Pins | Unpinned, options: GroupOptions) -> Self:
+    def create(cls, pins: Pins | Unpinned, options: GroupOptions) -> Self:
         """Make and pin the objects of a new group, under its lock; nothing is left open on an error.
 
         What an earlier creation left that was cut off is removed. Raises PrivilegeError, UnsupportedError, KernelError.
@@ -98,7 +97,7 @@ class Objects:
                 raise
             except OSError as error:
                 raise program.privilege_error(error) or KernelError(
-                    f"the group at {address} cannot be created: {error}", errno=error.errno
+                    f"the group at {pins.name} cannot be created: {error}", errno=error.errno
                 ) from error
             on_error.pop_all()
         return cls(maps, program_fd)

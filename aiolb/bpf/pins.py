@@ -16,6 +16,7 @@ from typing import Self
 from aiolb.address import Address
 from aiolb.bpf import ownership, syscall
 from aiolb.bpf.abi import BPFFS
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.maps import Maps
 from aiolb.bpf.ownership import Owner
 from aiolb.errors import GroupError, KernelError, PrivilegeError
@@ -42,7 +43,7 @@ class Pins:
         # bpffs refuses names with dots.
         host = address.host.replace(".", "-")
         self.folder = folder_of_namespace(bpffs) / f"{protocol}_{host}_{address.port}"
-        self.name = str(address) if protocol == "udp" else f"{protocol}:{address}"
+        self.name = GroupName(protocol, address)
         self._descriptor: int | None = None
         self._locked = False
 
@@ -60,7 +61,7 @@ class Pins:
         folder = self.folder.stat()
         try:
             pin = (self.folder / _MARKER).lstat()
-        except FileNotFoundError:  # a group that was not made to the end
+        except (FileNotFoundError, PermissionError):  # not made to the end; or closed to us, as no prepared one is
             pin = folder
         return Owner.of(folder, pin)
 
@@ -71,7 +72,7 @@ class Pins:
 
     def command(self, action: str, *options: str) -> str:
         """``aiolb group ACTION`` for this group, to be told in a hint."""
-        return " ".join(["aiolb group", action, self.name, *options]) + in_bpffs(self.bpffs)
+        return " ".join(["aiolb group", action, str(self.name), *options]) + in_bpffs(self.bpffs)
 
     @property
     def complete(self) -> bool:
@@ -225,11 +226,10 @@ class Pins:
                 self._mount(deadline)
         except OSError as error:
             kind = PrivilegeError if error.errno in (errno.EPERM, errno.EACCES) else KernelError
-            make = "" if self.bpffs.exists() else f"mkdir -p {self.bpffs} && "
             raise kind(
                 f"no BPF file system is mounted at {self.bpffs}, and mounting it failed: {error.strerror}",
                 errno=error.errno,
-                hint=f"as root: {make}mount -t bpf bpf {self.bpffs}; docker run -v {self.bpffs}:{self.bpffs}",
+                hint=f"as root: {mount_command(self.bpffs)}; docker run -v {self.bpffs}:{self.bpffs}",
             ) from error
 
     def _mount(self, deadline: float) -> None:
@@ -316,6 +316,12 @@ def is_bpffs(path: Path) -> bool:
         if source.startswith("bpf ") and mount.split()[2] == number:
             return True
     return False
+
+
+def mount_command(path: Path) -> str:
+    """What mounts a BPF file system there, by hand."""
+    make = "" if path.exists() else f"mkdir -p {path} && "
+    return f"{make}mount -t bpf bpf {path}"
 
 
 def namespace_cookie() -> int:

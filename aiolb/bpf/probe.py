@@ -20,6 +20,7 @@ from aiolb.bpf import compiler, pins, program, spec, syscall
 from aiolb.bpf.abi import BPFFS, MAP_TYPE_ARRAY, MAP_TYPE_PERCPU_ARRAY, MAP_TYPE_RINGBUF
 from aiolb.bpf.maps import Maps, possible_cpus
 from aiolb.bpf.program import VerifierError
+from aiolb.bpf.spec import ProgramSpec
 from aiolb.capabilities import Capability
 from aiolb.errors import CompileError, KernelError, PrivilegeError, UnsupportedError
 from aiolb.send import gso
@@ -56,38 +57,33 @@ class Finding:
 
 def balancer() -> Finding:
     """Whether the shipped balancer can be loaded: creates its maps, loads it, keeps nothing."""
-    try:
-        maps = Maps.create("udp")
-    except OSError as error:
-        return _finding(program.privilege_error(error) or error)
-    try:
-        os.close(program.load(spec.shipped(), maps.by_placeholder()))
-    except KernelError as error:
-        return _finding(error)
-    finally:
-        maps.close()
-    return Finding(Support.YES, "the kernel takes the balancer")
+    error = _refusal("udp", spec.shipped())
+    return Finding(Support.YES, "the kernel takes the balancer") if error is None else _finding(error)
 
 
 def migration() -> Finding:
     """Whether the balancer may move waiting TCP connections of a closed socket (SELECT_OR_MIGRATE, Linux 5.14)."""
-    try:
-        maps = Maps.create("tcp")
-    except OSError as error:
-        return _not_without_bpf(program.privilege_error(error) or error)
-    try:
-        os.close(program.load(spec.shipped(spec.MIGRATING), maps.by_placeholder()))
-    except (UnsupportedError, VerifierError):
+    error = _refusal("tcp", spec.shipped(spec.MIGRATING))
+    if error is None:
+        return Finding(Support.YES, "waiting connections are moved when a socket is closed (SELECT_OR_MIGRATE)")
+    if isinstance(error, UnsupportedError | VerifierError):
         return Finding(Support.NO, "this kernel's programs do not move waiting connections", "use Linux 5.14 or newer")
+    return Finding(Support.UNKNOWN, _NO_BPF) if isinstance(error, PrivilegeError) else _finding(error)
+
+
+def _refusal(protocol: str, bytecode: ProgramSpec) -> OSError | None:
+    """Why the kernel does not take a program over its maps; None where it does."""
+    try:
+        maps = Maps.create(protocol)
+    except OSError as error:
+        return program.privilege_error(error) or error
+    try:
+        os.close(program.load(bytecode, maps.by_placeholder()))
     except KernelError as error:
-        return _not_without_bpf(error)
+        return error
     finally:
         maps.close()
-    return Finding(Support.YES, "waiting connections are moved when a socket is closed (SELECT_OR_MIGRATE)")
-
-
-def _not_without_bpf(error: Exception) -> Finding:
-    return Finding(Support.UNKNOWN, _NO_BPF) if isinstance(error, PrivilegeError) else _finding(error)
+    return None
 
 
 def bpf_call() -> Finding:
@@ -227,18 +223,20 @@ def bpffs(path: Path = BPFFS) -> Finding:
     try:
         mounted = pins.is_bpffs(path)
     except FileNotFoundError:
-        hint = f"as root: mkdir -p {path} && mount -t bpf bpf {path}"
-        return Finding(Support.NO, f"there is no {path}", hint, _at_boot(path))
+        return _unmounted(path, f"there is no {path}")
     except OSError as error:
         return Finding(Support.UNKNOWN, f"{error.filename} cannot be read: {error.strerror}")
     if not mounted:
-        hint = f"as root: mount -t bpf bpf {path}"
-        return Finding(Support.NO, f"no BPF file system at {path}", hint, _at_boot(path))
+        return _unmounted(path, f"no BPF file system at {path}")
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         return Finding(Support.NO, f"{path} is mounted read-only", f"as root: mount -o remount,rw {path}")
     if not os.access(path, os.W_OK | os.X_OK):
         return Finding(Support.NO, f"this user may not write to {path}", "run as root")
     return Finding(Support.YES, f"mounted at {path}")
+
+
+def _unmounted(path: Path, reason: str) -> Finding:
+    return Finding(Support.NO, reason, f"as root: {pins.mount_command(path)}", _at_boot(path))
 
 
 def _at_boot(path: Path) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from aiolb.address import Address, IPAddress
+from aiolb.address import IPAddress
 from aiolb.bpf import abi, classic, hashing, program, syscall
 from aiolb.bpf.events import PATIENCE, EventFilter, EventReader
 from aiolb.bpf.guard import Guard
@@ -41,8 +41,8 @@ class GroupState(SlotTable):
     kernel.unprivileged_bpf_disabled behaviour")).
     """
 
-    def __init__(self, address: Address, pins: Pins | Unpinned, objects: Objects) -> None:
-        super().__init__(address, pins, objects.maps)
+    def __init__(self, pins: Pins | Unpinned, objects: Objects) -> None:
+        super().__init__(pins, objects.maps)
         self._objects = objects
 
     @property
@@ -95,7 +95,7 @@ class GroupState(SlotTable):
     def locate_key(self, low: int, high: int) -> int | None:
         """As :meth:`locate` for ``set_key(key, low, high)`` of a key file. Raises ConfigurationError without one."""
         if (key := self.key).kind != abi.KEY_CUSTOM:
-            raise ConfigurationError(f"the group at {self.address} has the key {key}, not one of a key file")
+            raise ConfigurationError(f"the group at {self.name} has the key {key}, not one of a key file")
         return self._location_of(custom_key(low, high)).member
 
     def _location_of(self, key: bytes) -> Location:
@@ -204,7 +204,7 @@ class GroupState(SlotTable):
     def _join_error(self, error: OSError) -> KernelError:
         hint = "another group has the socket: its pins, or a process with its maps open, keep it there"
         return program.privilege_error(error) or KernelError(
-            f"the socket cannot join the group at {self.address}: {error}",
+            f"the socket cannot join the group at {self.name}: {error}",
             errno=error.errno,
             hint=hint if error.errno == errno.EBUSY else None,
         )

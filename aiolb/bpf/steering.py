@@ -17,6 +17,7 @@ from aiolb.bpf import classic, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions
@@ -248,9 +249,7 @@ def others_on(
         return ()
     # Who started us may keep the port for us.
     known = {member.pid for member in group.holders()} | {os.getpid(), os.getppid()}
-    opened = sockets.opened_in(strangers, later=known)
-    holders = [sockets.Holder(uid, opened[inode][0] if inode in opened else None) for inode, uid in strangers.items()]
-    return tuple(holder for holder in holders if holder.pid not in known)
+    return tuple(holder for holder in sockets.named(strangers, later=known) if holder.pid not in known)
 
 
 def _strangers(
@@ -341,8 +340,9 @@ def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socke
     found = sockets.holders_of(address, protocol=options.protocol)
     others = [holder for holder in found if holder.pid != os.getpid()]
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
+        name = GroupName(options.protocol, address)
         raise GroupError(
-            f"a group with the eBPF balancer is running at {address} ({'; '.join(map(str, others))})",
+            f"a group with the eBPF balancer is running at {name} ({'; '.join(map(str, others))})",
             hint="join it as its members' user, without --balancer classic; aiolb group show has its owner",
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
-from aiolb.address import Address, IPAddress
+from aiolb.address import IPAddress
 from aiolb.bpf import abi, slots
 from aiolb.bpf.abi import Config, Member
 from aiolb.bpf.hashing import slot_of
@@ -24,8 +24,9 @@ class SlotTable:
     ``config.generation`` another number.
     """
 
-    def __init__(self, address: Address, pins: Pins | Unpinned, maps: Maps) -> None:
-        self.address = address
+    def __init__(self, pins: Pins | Unpinned, maps: Maps) -> None:
+        self.name = pins.name
+        self.address = pins.name.address
         self._pins = pins
         self._maps = maps
 
@@ -87,6 +88,10 @@ class SlotTable:
         """Who joined as ``index`` last, alive or not."""
         return self._maps.read_struct("members", index, Member)
 
+    def holders(self) -> list[Member]:
+        """The same for each index of the group."""
+        return self._members(self.config.count)
+
     def slot_packets(self) -> list[int]:
         """Packets counted per slot; a train is one packet. The counts begin again at 0 after 2^32."""
         return [packets % (1 << 32) for part in self._maps.sums("slot_stats") for packets in part]
@@ -100,7 +105,7 @@ class SlotTable:
         count = self.config.count
         if not 0 <= index < count:
             members = "1 member, index 0" if count == 1 else f"{count} members, 0 to {count - 1}"
-            raise ConfigurationError(f"the group at {self.address} has no member {index}: it has {members}")
+            raise ConfigurationError(f"the group at {self.name} has no member {index}: it has {members}")
 
     def set_weight(self, index: int, weight: int) -> dict[int, int]:
         """Give a member its part of the slots beside the others' weights: 0 … 1000, 100 unless told otherwise.
@@ -123,8 +128,8 @@ class SlotTable:
             alive = self.alive()
             if not (takers & alive if index in alive else takers):
                 raise ConfigurationError(
-                    f"member {index} of the group at {self.address} cannot be drained: no other one is alive that is"
-                    " not drained and has a weight above 0",
+                    f"member {index} of the group at {self.name} cannot be drained: no other one is alive that is not"
+                    " drained and has a weight above 0",
                     hint="start another member, or undrain one, first",
                 )
             return self._deal({index: {"drained": 1}})
@@ -181,10 +186,6 @@ class SlotTable:
             self.move_slots(moves)
             return True
 
-    def holders(self) -> list[Member]:
-        """The same for each index of the group."""
-        return self._members(self.config.count)
-
     def _members(self, number: int = abi.MAX_MEMBERS) -> list[Member]:
         """Who joined last as each of the first indexes that there can be."""
         records = self._maps.read_all("members")[: number * Member.STRUCT.size]
@@ -206,7 +207,7 @@ class SlotTable:
             return changed, {}
         if not any(shares):
             raise ConfigurationError(
-                f"no member of the group at {self.address} would own a slot: all are drained, or have the weight 0",
+                f"no member of the group at {self.name} would own a slot: all are drained, or have the weight 0",
                 hint="aiolb undrain INDEX, or aiolb weight INDEX 100, of one of them first",
             )
         return changed, slots.resize(self.slots, count, shares)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.maps import Maps
 from aiolb.bpf.ownership import Owner
 from aiolb.errors import GroupError
@@ -17,6 +18,9 @@ class Unpinned:
     pinned = False
     complete = False
     writable = True
+
+    def __init__(self, name: GroupName) -> None:
+        self.name = name
 
     @property
     def owner(self) -> Owner:

@@ -89,7 +89,7 @@ def show(name: GroupName | None, as_json: bool, bpffs: Path) -> None:
     for one in names:
         try:
             with opened(one, bpffs) as it:
-                found.append(_facts(one, it))
+                found.append(_facts(it))
         except (PrivilegeError, GroupError) as error:
             if name is not None:
                 raise
@@ -130,14 +130,14 @@ def delete(name: GroupName | None, force: bool, stale: bool, bpffs: Path) -> Non
     click.echo(f"deleted {name}" + (f"; {_members(len(alive))} of it still alive" if alive else ""))
 
 
-def _facts(name: GroupName, it: Group) -> dict[str, Any]:
+def _facts(it: Group) -> dict[str, Any]:
     from aiolb.bpf.ownership import group_name
 
     statistics, owner = it.statistics(), it.owner
     return {
-        "group": str(name),
-        "protocol": name.protocol,
-        "address": str(name.address),
+        "group": str(it.name),
+        "protocol": it.name.protocol,
+        "address": str(it.address),
         "key": statistics.key,
         "count": statistics.count,
         "alive": sum(member.alive for member in statistics.members),

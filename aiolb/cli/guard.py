@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError
@@ -16,6 +15,7 @@ from aiolb.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
     from aiolb.bpf.guard import GuardStatistics
     from aiolb.bpf.rules import GuardRules, Limit
@@ -51,15 +51,14 @@ def guard(
     --allow, --deny, --remove and --clear change the rules at once, and rules that stay go on counting.
     @FILE has a network a line; # begins a comment.
     """
-    name = the_group(group, bpffs)
-    with opened(name, bpffs) as found:
+    with opened(group, bpffs) as found:
         if allow or deny or remove or clear or limit_source is not None:
             _change(found, allow, deny, remove, clear=clear, limit_source=limit_source)
         statistics = found.guard.statistics(top=top)
     if as_json:
-        click.echo(json.dumps(_as_json(name, statistics)))
+        click.echo(json.dumps(_as_json(found.name, statistics)))
     else:
-        _show(name, statistics)
+        _show(found.name, statistics)
 
 
 def _change(

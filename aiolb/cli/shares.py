@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import some
 
 if TYPE_CHECKING:
+    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
@@ -29,10 +29,9 @@ def weight(index: int, weight: int, as_json: bool, group: GroupName | None, bpff
     Members have 100 unless told otherwise, so one with 300 gets three times the sources of one with 100. Only the
     slots move that must.
     """
-    name = the_group(group, bpffs)
-    with opened(name, bpffs) as found:
+    with opened(group, bpffs) as found:
         moved = found.set_weight(index, weight)
-        _tell(name, found, index, f"member {index} has the weight {weight}", moved, as_json=as_json)
+        _tell(found, index, f"member {index} has the weight {weight}", moved, as_json=as_json)
 
 
 @click.command(short_help="Give the slots of a member to the others, and let it live.")
@@ -45,10 +44,9 @@ def drain(index: int, as_json: bool, group: GroupName | None, bpffs: Path) -> No
     It handles what is in its queue, and gets nothing more until `aiolb undrain`; also a process that joins in its place
     does not. The last member that is alive cannot be drained.
     """
-    name = the_group(group, bpffs)
-    with opened(name, bpffs) as found:
+    with opened(group, bpffs) as found:
         moved = found.drain(index)
-        _tell(name, found, index, f"member {index} is drained", moved, as_json=as_json)
+        _tell(found, index, f"member {index} is drained", moved, as_json=as_json)
 
 
 @click.command(short_help="Give a drained member its share of the slots again.")
@@ -60,18 +58,17 @@ def undrain(index: int, as_json: bool, group: GroupName | None, bpffs: Path) -> 
 
     Slots move from the others to it, as many as it had and not always the same ones.
     """
-    name = the_group(group, bpffs)
-    with opened(name, bpffs) as found:
+    with opened(group, bpffs) as found:
         was_drained = found.holder(index).drained if 0 <= index < found.config.count else False
         moved = found.undrain(index)
         what = "is not drained any more" if was_drained else "was not drained"
-        _tell(name, found, index, f"member {index} {what}", moved, as_json=as_json)
+        _tell(found, index, f"member {index} {what}", moved, as_json=as_json)
 
 
-def _tell(name: GroupName, group: Group, index: int, what: str, moved: dict[int, int], *, as_json: bool) -> None:
+def _tell(group: Group, index: int, what: str, moved: dict[int, int], *, as_json: bool) -> None:
     holder, owned = group.holder(index), group.slots.count(index)
     if as_json:
-        said: dict[str, Any] = {"group": str(name), "member": index, "weight": holder.weight}
+        said: dict[str, Any] = {"group": str(group.name), "member": index, "weight": holder.weight}
         click.echo(json.dumps({**said, "drained": bool(holder.drained), "slots": owned, "moved": len(moved)}))
         return
     click.echo(f"{what}: {some(len(moved), 'slot')} moved, and it owns {owned:,} of {len(group.slots):,}")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import click
 
 from aiolb.address import Address
-from aiolb.bpf.discovery import GroupName, the_group
 from aiolb.cli.groups import group_option, opened
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
+    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.events import Decision, EventReader
     from aiolb.bpf.group import Group
     from aiolb.cli.ending import Ending
@@ -60,55 +60,51 @@ def trace(
     from aiolb.cli.ending import until_signal
 
     wanted = EventFilter(None if source is None else parse_network(source), sample)
-    name = the_group(group, bpffs)
-    with opened(name, bpffs) as found, closing(found.events(wanted)) as reader:
-        printer = _Printer(found, as_json=as_json)
+    with opened(group, bpffs) as found, closing(found.events(wanted)) as reader:
+        printer = _Printer(found, count, as_json=as_json)
         with until_signal() as ending:
             reader.start()
             try:
-                printer.begin(name, count)
-                gone = _follow(found, reader, printer, ending, count)
+                printer.begin()
+                gone = _follow(found, reader, printer, ending)
             finally:
                 reader.stop()
-        printer.show(reader.rest()[: None if count is None else count - printer.shown])
+        printer.show(reader.rest())
         printer.finish()
-        _summary(reader, printer.shown)
+        _summary(reader, printer)
     if gone:
-        raise GroupNotFoundError(f"the group at {name} is gone", hint="start it again, and aiolb trace then")
+        raise GroupNotFoundError(f"the group at {found.name} is gone", hint="start it again, and aiolb trace then")
 
 
-def _follow(group: Group, reader: EventReader, printer: _Printer, ending: Ending, count: int | None) -> bool:
+def _follow(group: Group, reader: EventReader, printer: _Printer, ending: Ending) -> bool:
     """Show decisions until there are enough, or a signal comes; whether the group ended before."""
-    while not ending.came and (count is None or printer.shown < count):
+    while not (ending.came or printer.done):
         decisions = reader.read()
-        printer.show(decisions[: None if count is None else count - printer.shown])
+        printer.show(decisions)
         printer.flush(ending)
         if not decisions:
+            printer.tell_pauses(reader.pauses)
             if group.deleted:
                 return True
             ending.wait(POLL)
     return False
 
 
-def _summary(reader: EventReader, shown: int) -> None:
-    lost = reader.lost
+def _summary(reader: EventReader, printer: _Printer) -> None:
+    shown, lost = printer.shown, reader.lost
     click.echo(f"aiolb: {shown:,} decision{'' if shown == 1 else 's'} shown, {lost:,} lost", err=True)
     if lost:
         click.echo("  hint: choose with --source or --sample; lost ones are counted, and slow nothing down", err=True)
-    if reader.pauses:
-        times = "once" if reader.pauses == 1 else f"{reader.pauses} times"
-        click.echo(
-            f"aiolb: warning: the balancer stopped telling {times}, for nobody took decisions out for 10 s: those "
-            "made meanwhile are neither shown nor counted",
-            err=True,
-        )
+    printer.tell_pauses(reader.pauses)
 
 
 class _Printer:
-    """Writes decisions to standard output, as lines of text or of JSON."""
+    """Writes decisions to standard output, as lines of text or of JSON: so many, or with None all."""
 
-    def __init__(self, group: Group, *, as_json: bool) -> None:
+    def __init__(self, group: Group, count: int | None, *, as_json: bool) -> None:
         self.shown = 0
+        self._count = count
+        self._pauses = 0
         self._fd = sys.stdout.fileno()
         self._pending = b""
         self._group = group
@@ -117,16 +113,21 @@ class _Printer:
         self._begin_ns = time.time_ns() - time.monotonic_ns()
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
-    def begin(self, name: GroupName, count: int | None) -> None:
+    @property
+    def done(self) -> bool:
+        """Whether as many were taken as are to be shown."""
+        return self.shown == self._count
+
+    def begin(self) -> None:
         """Say what will be shown, apart from it: to standard error, but for the heading of a terminal."""
-        until = "" if count else ", until Ctrl-C"
-        click.echo(f"aiolb: decisions of the group at {name}, whose key is {self._key}{until}", err=True)
+        until = "" if self._count else ", until Ctrl-C"
+        click.echo(f"aiolb: decisions of the group at {self._group.name}, whose key is {self._key}{until}", err=True)
         if sys.stdout.isatty() and not self._as_json:
             print(_LINE.format("time", "source", "bytes", "slot", "member", "decision"), flush=True)
 
     def show(self, decisions: Sequence[Decision]) -> None:
-        """Take these, to be written next."""
-        if decisions:
+        """Take these, to be written next; none beyond those that are to be shown."""
+        if decisions := decisions[: None if self._count is None else self._count - self.shown]:
             owners = self._group.slots
             line = self._json if self._as_json else self._text
             self._pending += "".join(f"{line(one, owners)}\n" for one in decisions).encode()
@@ -135,6 +136,18 @@ class _Printer:
     def flush(self, ending: Ending) -> None:
         """Write what is pending; what is left when a signal comes, for nobody takes it, is for ``finish()``."""
         self._pending = ending.write(self._fd, self._pending)
+
+    def tell_pauses(self, pauses: int) -> None:
+        """Say that decisions are missing here, if there was a pause since the last call."""
+        from aiolb.bpf.events import PATIENCE
+
+        if pauses > self._pauses:
+            self._pauses = pauses
+            click.echo(
+                f"aiolb: warning: the balancer stopped telling, for nobody took decisions out for {PATIENCE:g} s: "
+                "those made since then are neither shown nor counted",
+                err=True,
+            )
 
     def finish(self) -> None:
         """Write what is pending."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -244,6 +243,17 @@ def test_a_reader_that_sleeps(cluster, sources_v4):
         assert [one.source for one in everything(reader)] == sources[:10]
 
 
+def test_a_reader_that_sleeps_until_the_end(cluster, sources_v4):
+    """That the program has stopped to write is told also when the reader stops before it has read what is there."""
+    group = cluster(3)
+    with reading(group, patience=0) as reader:
+        group.route(sources_v4(ROOM + 100))
+        reader.stop()
+        assert (len(reader.rest()), reader.lost, reader.pauses) == (ROOM, 2, 1)
+        reader.stop()
+        assert reader.pauses == 1
+
+
 def test_a_reader_that_is_slow_but_reads(cluster, sources_v4):
     """A reader that takes anything out is waited for anew."""
     group, sources = cluster(3), sources_v4(ROOM + 1)
@@ -271,7 +281,7 @@ sys.stdin.read()
 
 @contextmanager
 def reading_elsewhere(group, bpffs):
-    """A process that reads the group's decisions."""
+    """A process that reads the group's decisions, and is killed at the end of the block."""
     command = [sys.executable, "-W", "error", "-c", CHILD, str(group.address), str(bpffs)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -297,9 +307,8 @@ def test_one_reader_at_a_time(cluster, bpffs):
 def test_a_reader_that_is_killed(cluster, bpffs, sources_v4):
     """When its reader is killed, the program stops to write as soon as the buffer is full."""
     group = cluster(3)
-    with reading_elsewhere(group, bpffs) as child:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    with reading_elsewhere(group, bpffs):
+        pass
     assert is_on(group)
     group.route(sources_v4(ROOM + 100))
     assert not is_on(group)
@@ -309,10 +318,8 @@ def test_a_reader_that_is_killed(cluster, bpffs, sources_v4):
 def test_after_a_reader_that_was_killed(cluster, bpffs, sources_v4):
     """The next reader begins at once, with its own filter, and gets nothing that was meant for the other."""
     group, sources = cluster(3), sources_v4(20)
-    with reading_elsewhere(group, bpffs) as child:
+    with reading_elsewhere(group, bpffs):
         group.route(sources)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
     with reading(group, f"{sources[0]}/32") as reader:
         where = group.route(sources)
         assert brief(everything(reader)) == expected(group, {sources[0]: where[sources[0]]})

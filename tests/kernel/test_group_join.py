@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -25,6 +26,18 @@ def test_a_held_index_is_refused(cluster):
         f"index 1 of the group at {group.address} is held by pid {os.getpid()} since {moment:%F %T}" for moment in since
     }
     assert caught.value.hint == "choose another --index, or replace it with --takeover"
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_name_of_a_group_of_tcp(bpffs, address, pinned):
+    """A group of TCP is named as a command takes it: on the same port there may be one of UDP too."""
+    options = GroupOptions(protocol="tcp", bpffs=bpffs if pinned else None)
+    with Group.opened_or_created(address, options) as group, closing(group):
+        with pytest.raises(ConfigurationError, match=f"^index 5 is outside of the group at tcp:{address}, which has"):
+            group.check_vacant(5)
+        with pytest.raises(ConfigurationError, match=f"^the group at tcp:{address} has no member 5: it has"):
+            group.check_index(5)
+        group.delete()
 
 
 def test_a_dead_index_is_free(cluster, sources_v4):

@@ -32,7 +32,7 @@ ROOM = 5_461
 
 @contextmanager
 def tracing(group, bpffs, *options, ready=True, **streams):
-    """A running ``aiolb trace``; with ``ready``, it has said that it began."""
+    """A running ``aiolb trace``, killed at the end of the block; with ``ready``, it has said that it began."""
     command = [sys.executable, "-W", "error", "-m", "aiolb", "trace", "--bpffs", str(bpffs)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
     name = getattr(group, "name", group.address)
@@ -224,6 +224,34 @@ def test_output_that_nobody_reads(cluster, bpffs, sources_v4, wait_until):
     )
 
 
+@pytest.mark.parametrize("awake", [True, False])
+def test_after_a_sleep(cluster, bpffs, sources_v4, wait_until, awake):
+    """That decisions are missing is told where they are, also when it ends before it has gone on."""
+    group = cluster(3)
+    said = (
+        "aiolb: warning: the balancer stopped telling, for nobody took decisions out for 10 s: those made since then "
+        "are neither shown nor counted\n"
+    )
+    with tracing(group, bpffs) as child:
+        group.route(sources_v4(1))
+        assert child.stdout.readline()
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        with group.group.locked():  # what the program does when the buffer has been full for long
+            group.group._write_config(flags=group.group.config.flags & ~FLAG_EVENTS)
+        if not awake:
+            child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGCONT)
+        if awake:
+            wait_until(lambda: is_on(group), "the flag to be on again")
+            assert child.stderr.readline() == said
+            child.send_signal(signal.SIGTERM)
+        out, err = child.communicate()
+    assert (child.returncode, out) == (0, "")
+    assert err == "aiolb: 1 decision shown, 0 lost\n" + ("" if awake else said)
+    assert not is_on(group)
+
+
 def queued(pipe):
     """Bytes in a pipe."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
@@ -232,9 +260,8 @@ def queued(pipe):
 def test_after_one_that_was_killed(cluster, bpffs, sources_v4):
     """After SIGKILL the flag is on, and the next one begins at once."""
     group = cluster(3)
-    with tracing(group, bpffs) as child:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    with tracing(group, bpffs):
+        pass
     assert is_on(group)
     with tracing(group, bpffs, "--count", "10") as child:
         group.route(sources_v4(10))

@@ -23,6 +23,7 @@ from aiolb.bpf.preparation import prepare
 from aiolb.privileges import parse
 
 NOBODY = pwd.getpwnam("nobody")
+DAEMON = pwd.getpwuid(1)
 ROOT = Path(__file__).parent.parent.parent
 AIOLB = [sys.executable, "-m", "aiolb"]
 
@@ -307,6 +308,24 @@ with aiolb.bind(address) as sock:
         )
     finally:
         bpffs.chmod(0o755)
+
+
+def test_another_user_s_group(as_nobody, bpffs, address):
+    """Who may not open a group that another user has made for itself is told whose it is."""
+    with Group.opened_or_created(address, GroupOptions(bpffs=bpffs)) as group, closing(group):
+        (folder,) = bpffs.glob("aiolb/*/*")
+        for path in (*folder.iterdir(), folder):
+            os.chown(path, DAEMON.pw_uid, DAEMON.pw_gid)
+        code = """
+with aiolb.bind(address) as sock:
+    print(json.dumps(told(lambda: aiolb.join(sock, index=0, balancer="ebpf", bpffs=bpffs))))
+"""
+        assert as_nobody(code) == [
+            "PrivilegeError",
+            f"this user may not open the group in {folder}: Permission denied",
+            f"run as {DAEMON.pw_name}, or as root: aiolb group create {address} --owner nobody --bpffs {bpffs}",
+        ]
+        group.delete()
 
 
 def test_another_program(prepared, as_nobody, bpffs, address, compiled_debug):
