@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from threading import Lock
 from typing import Any
@@ -19,76 +18,16 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from aiolb.bpf import snapshot, spec
-from aiolb.bpf.abi import Report
-from aiolb.bpf.discovery import GroupName
-from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
-from aiolb.bpf.statistics import MemberStatistics
+from aiolb.bpf import spec
+from aiolb.bpf.snapshot import State
+from aiolb.observed import Member, Observed
 from aiolb.receive import choose
-from aiolb.sketch import Sketch, union
+from aiolb.sketch import union
 
 SECOND = 1e9
 """Nanoseconds."""
 SHORTEST, LONGEST = 10, 34
 """Powers of two of nanoseconds, 1 µs and 17 s: the bounds of the histogram of handler times."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What is known of one group: ``group`` with the eBPF balancer, else what its members ``told``, by index.
-
-    ``only`` is the member to tell of, where others tell of the others; None is all of them. ``count`` is the number of
-    members where all of them are ours, and None where ``told`` has one member of a group that nobody knows.
-    """
-
-    name: GroupName
-    balancer: str
-    group: GroupSnapshot | None
-    only: int | None = None
-    told: Mapping[int, Report] = field(default_factory=dict)
-    count: int | None = None
-    key: str | None = None
-
-    @property
-    def members(self) -> list[MemberView]:
-        """The members to tell of."""
-        if self.group is not None:
-            return [MemberView.of(member) for member in self.group.members if self.only in (None, member.index)]
-        now, indexes = time.time_ns(), self.told if self.count is None else range(self.count)
-        return [MemberView.told_only(self.name.protocol, index, self.told.get(index), now) for index in indexes]
-
-    @property
-    def all_members(self) -> Sequence[MemberView] | None:
-        """Every member of the group; None where that is not known."""
-        if self.group is not None:
-            return [MemberView.of(member) for member in self.group.members]
-        return None if self.count is None else self.members
-
-
-@dataclass(frozen=True, slots=True)
-class MemberView:
-    """One member, as metrics want it."""
-
-    protocol: str
-    index: int
-    kernel: MemberStatistics | None
-    told: Report | None
-    state: State
-
-    @classmethod
-    def of(cls, member: MemberSnapshot) -> MemberView:
-        """A member of a group with the eBPF balancer."""
-        return cls(member.protocol, member.index, member.kernel, member.told, member.state)
-
-    @classmethod
-    def told_only(cls, protocol: str, index: int, told: Report | None, now_ns: int) -> MemberView:
-        """One whose socket is there, and of which the kernel counts nothing."""
-        return cls(protocol, index, None, told, snapshot.state_of(told, now_ns))
-
-    @property
-    def sketch(self) -> Sketch:
-        """Its sources."""
-        return snapshot.sketch_of(self.told) if self.told else Sketch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +47,21 @@ class Described:
         return f"aiolb_{self.name}{suffix}"
 
 
-def _told(name: str, divisor: float = 1) -> Callable[[MemberView], float | None]:
-    def value(member: MemberView) -> float | None:
+def _told(name: str, divisor: float = 1) -> Callable[[Member], float | None]:
+    def value(member: Member) -> float | None:
         return None if member.told is None else getattr(member.told, name) / divisor
 
     return value
 
 
-def _kernel(name: str, divisor: float = 1) -> Callable[[MemberView], float | None]:
-    def value(member: MemberView) -> float | None:
+def _kernel(name: str, divisor: float = 1) -> Callable[[Member], float | None]:
+    def value(member: Member) -> float | None:
         return None if member.kernel is None else getattr(member.kernel, name) / divisor
 
     return value
 
 
-def _only(protocol: str, name: str) -> Callable[[MemberView], float | None]:
+def _only(protocol: str, name: str) -> Callable[[Member], float | None]:
     """What was told, of members of one protocol."""
     return lambda member: _told(name)(member) if member.protocol == protocol else None
 
@@ -134,7 +73,7 @@ def _group(name: str) -> Callable[[Observed], float | None]:
     return value
 
 
-def _of_all(value: Callable[[Sequence[MemberView]], float]) -> Callable[[Observed], float | None]:
+def _of_all(value: Callable[[Sequence[Member]], float]) -> Callable[[Observed], float | None]:
     """What all members make together."""
 
     def of(observed: Observed) -> float | None:
@@ -144,7 +83,7 @@ def _of_all(value: Callable[[Sequence[MemberView]], float]) -> Callable[[Observe
     return of
 
 
-def _since(name: str) -> Callable[[MemberView], float | None]:
+def _since(name: str) -> Callable[[Member], float | None]:
     """A time that may be unknown."""
     return lambda member: _kernel(name, SECOND)(member) or None
 

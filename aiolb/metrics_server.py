@@ -19,7 +19,8 @@ from aiolb.errors import ConfigurationError, StartError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aiolb.metrics import GroupMetrics, Observed
+    from aiolb.metrics import GroupMetrics
+    from aiolb.observed import Observed
 
 RETRY = 0.25
 """Seconds between two looks whether the process that is taken over has given its port up; nobody tells."""

@@ -147,6 +147,7 @@ FLOORS = {
     "aiolb.lifecycle": 0,
     "aiolb.binding": 4,
     "aiolb.listener": 8,
+    "aiolb.observed": 7,
     "aiolb.metrics": 8,
     "aiolb.metrics_server": 9,
     "aiolb.datagram_listener": 9,

@@ -18,7 +18,8 @@ from aiolb.bpf.abi import SIZE_BUCKETS, TIME_BUCKETS, Report
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
-from aiolb.metrics import GroupMetrics, Observed
+from aiolb.metrics import GroupMetrics
+from aiolb.observed import Observed
 
 ROOT = Path(__file__).parent.parent
 NAME = GroupName("udp", Address("127.0.0.1", 9000))
