@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from aiolb.metrics_table import GROUPS, MEMBERS, PROCESS, Described
+from aiolb.metrics_table import GROUPS, MEMBERS, METRICS, PROCESS, Described
 from aiolb.observed import Observed
 
 _KINDS: dict[str, Callable[..., Any]] = {
@@ -41,6 +41,10 @@ class GroupMetrics(Collector):
         """Wait for who is asking, then tell nothing more. Idempotent."""
         with self._lock:
             self._closed = True
+
+    def describe(self) -> Iterable[Metric]:
+        """All metrics without samples, for a scrape that names those it wants; looks at no group."""
+        return [_family(one, ()) for one in METRICS]
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, each name once."""

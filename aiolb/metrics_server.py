@@ -89,7 +89,7 @@ class MetricsServer:
         from aiolb.metrics import GroupMetrics
 
         self._metrics = GroupMetrics(self._observe)
-        registry = CollectorRegistry(auto_describe=False)
+        registry = CollectorRegistry()
         registry.register(self._metrics)
         return make_wsgi_app(registry)
 
