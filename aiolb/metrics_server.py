@@ -7,8 +7,9 @@ import errno
 import socket
 import threading
 from contextlib import suppress
+from io import StringIO
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
@@ -91,7 +92,7 @@ class MetricsServer:
         self._metrics = GroupMetrics(self._observe)
         registry = CollectorRegistry()
         registry.register(self._metrics)
-        return make_wsgi_app(registry)
+        return _logging(make_wsgi_app(registry))
 
     def _serve(self, app: Callable[..., Any], address: Address) -> None:
         self._server = _Server(address, app)
@@ -115,6 +116,19 @@ def _refused(address: Address, error: OSError) -> StartError:
     return StartError(f"metrics cannot be served at {address}: {error.strerror}", hint=hint)
 
 
+def _logging(app: Callable[..., Any]) -> Callable[..., Any]:
+    """The same application, which logs what it raises."""
+
+    def answer(*request: Any) -> Any:
+        try:
+            return app(*request)
+        except Exception:
+            _log.exception("metrics_request_failed")
+            raise
+
+    return answer
+
+
 class _Handler(WSGIRequestHandler):
     """One connection; what it asks for is nothing to log."""
 
@@ -122,6 +136,10 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def get_stderr(self) -> TextIO:
+        """Where tracebacks go: nowhere, for what we raise is logged, and a client that reads nothing is no error."""
+        return StringIO()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

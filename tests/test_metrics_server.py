@@ -15,8 +15,10 @@ from supervision import until
 
 from aiolb import metrics_server
 from aiolb.address import Address
+from aiolb.bpf.discovery import GroupName
 from aiolb.errors import ConfigurationError, StartError
-from aiolb.metrics_server import MetricsServer
+from aiolb.metrics_server import CLIENTS, MetricsServer
+from aiolb.observed import Observed
 
 FREE = Address("127.0.0.1", 0)
 
@@ -145,3 +147,49 @@ def test_no_more_clients_than_there_are_places(run, monkeypatch):
         assert [event["client"] for event in events if event["event"] == "metrics_refused"] == ["127.0.0.1"]
 
     run(scenario())
+
+
+def test_a_client_that_does_not_read(run, monkeypatch, capsys):
+    """Its place is free after a while, and nobody is told of it."""
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
+    more_than_queues_hold = Observed(GroupName("udp", FREE), "none", None, key="x" * 20_000_000)
+    looks = []
+
+    def observe():
+        looks.append(more_than_queues_hold)
+        return looks
+
+    async def scenario():
+        with structlog.testing.capture_logs() as events:
+            async with MetricsServer(FREE, observe) as server:
+                with socket.create_connection(("127.0.0.1", server._server.server_port)) as client:
+                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    await until(lambda: looks, "it is answered")
+                    await until(lambda: server._server._places._value == CLIENTS, "its place is free")
+        assert [event["event"] for event in events] == ["metrics"]
+
+    run(scenario())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_look_that_fails(run, capsys):
+    """It is logged once, whoever asked is told, and the next one is answered."""
+    looks = [OSError("no group"), []]
+
+    def observe():
+        if isinstance(look := looks.pop(0), OSError):
+            raise look
+        return look
+
+    async def scenario():
+        with structlog.testing.capture_logs() as events:
+            async with MetricsServer(FREE, observe):
+                url = url_of(events)
+                with pytest.raises(urllib.error.HTTPError, match="500") as raised:
+                    await asyncio.to_thread(read, url)
+                raised.value.close()
+                assert "aiolb_build_info{" in await asyncio.to_thread(read, url)
+        assert [(event["event"], event["log_level"]) for event in events[1:]] == [("metrics_request_failed", "error")]
+
+    run(scenario())
+    assert capsys.readouterr() == ("", "")
