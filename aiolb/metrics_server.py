@@ -6,8 +6,9 @@ import asyncio
 import errno
 import socket
 import threading
+import time
 from contextlib import suppress
-from io import StringIO
+from io import BufferedReader, RawIOBase, StringIO
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Self, TextIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 RETRY = 0.25
 """Seconds between two looks whether the process that is taken over has given its port up; nobody tells."""
 TIMEOUT = 5.0
-"""Seconds that a client may let its connection be silent."""
+"""Seconds that a client has to send its request, and once more to read the answer."""
 CLIENTS = 32
 """Connections at a time; more are closed, for each takes a thread and a descriptor from the collector."""
 
@@ -129,10 +130,37 @@ def _logging(app: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
+class _Request(RawIOBase):
+    """What a client sends, TIMEOUT seconds long: whoever drips it byte by byte would have a place for ever."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + TIMEOUT
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Wait for more of it. Raises TimeoutError, OSError."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request takes too long")
+        self._connection.settimeout(left)
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(TIMEOUT)  # for the answer
+
+
 class _Handler(WSGIRequestHandler):
     """One connection; what it asks for is nothing to log."""
 
-    timeout = TIMEOUT
+    def setup(self) -> None:
+        """Read with a deadline."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = BufferedReader(_Request(self.connection))
 
     def log_message(self, *_: object) -> None:
         pass

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -151,7 +152,7 @@ def test_no_more_clients_than_there_are_places(run, monkeypatch):
 
 def test_a_client_that_does_not_read(run, monkeypatch, capsys):
     """Its place is free after a while, and nobody is told of it."""
-    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
+    monkeypatch.setattr(metrics_server, "TIMEOUT", 0.5)
     more_than_queues_hold = Observed(GroupName("udp", FREE), "none", None, key="x" * 20_000_000)
     looks = []
 
@@ -170,6 +171,25 @@ def test_a_client_that_does_not_read(run, monkeypatch, capsys):
 
     run(scenario())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_client_that_drips(run, monkeypatch):
+    """Its request has a time to come in, however often a byte of it does; then its place is free."""
+    monkeypatch.setattr(metrics_server, "TIMEOUT", 0.05)
+
+    def drip(address):
+        with socket.create_connection(address) as client:
+            for _ in range(5000):
+                client.sendall(b"x")
+                time.sleep(0.002)
+
+    async def scenario():
+        async with MetricsServer(FREE, list) as server:
+            with pytest.raises(ConnectionError):
+                await asyncio.to_thread(drip, server._server.server_address)
+            await until(lambda: server._server._places._value == CLIENTS, "its place is free")
+
+    run(scenario())
 
 
 def test_a_look_that_fails(run, capsys):
