@@ -14,7 +14,7 @@ from typing import Any
 
 import documents
 import pytest
-import structlog
+import structlog.testing
 import uvloop
 from deadline import DEADLINE
 from hypothesis import settings
@@ -162,6 +162,13 @@ def nothing_left() -> Iterator[None]:
     assert not opened, f"left open: {opened}"
     assert after[1] <= before[1], "child processes left"
     assert after[2] <= before[2], "network namespaces left"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[structlog.typing.EventDict]]:
+    """The events that a test logs, which are not shown."""
+    with structlog.testing.capture_logs() as events:
+        yield events
 
 
 @pytest.fixture
