@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import urllib.request
 from functools import partial
 
@@ -14,20 +13,12 @@ import pytest
 import streams
 from deadline import DEADLINE
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Member
+from serving import AIOLB, Member, flood
 from supervision import Supervisor
 
 from aiolb import sockets
 
-AIOLB = [sys.executable, "-m", "aiolb"]
 METRICS = ["--metrics", "127.0.0.1:0"]
-
-
-async def flood(address, number):
-    """Send datagrams from 100 sources."""
-    command = [*AIOLB, "flood", str(address), "--count", number, "--sources", 100, "--rate", 20_000, "--json"]
-    run = asyncio.to_thread(subprocess.run, [*map(str, command)], capture_output=True, timeout=DEADLINE, check=True)
-    assert json.loads((await run).stdout)["sent_datagrams"] == number
 
 
 def text_at(url):

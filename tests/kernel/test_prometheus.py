@@ -8,19 +8,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.parse
 import urllib.request
 from contextlib import asynccontextmanager
 
 import pytest
 from documents import ROOT
-from serving import Member
+from serving import AIOLB, Member, flood
 from supervision import Supervisor
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
 
-AIOLB = [sys.executable, "-m", "aiolb"]
 METRICS = ["--metrics", "127.0.0.1:0"]
 QUERIES = [
     (panel["title"], target["legendFormat"].removeprefix("{{host}} {{group}} "), target["expr"])
@@ -145,13 +143,6 @@ def prometheus(needs, tmp_path):
     return running
 
 
-async def flood(address, number, sources, rate=20_000) -> None:
-    """Send datagrams."""
-    command = [*AIOLB, "flood", address, "--count", number, "--sources", sources, "--rate", rate, "--json"]
-    run = asyncio.to_thread(subprocess.run, [*map(str, command)], capture_output=True, timeout=DEADLINE, check=True)
-    assert json.loads((await run).stdout)["sent_datagrams"] == number
-
-
 async def status(address, bpffs) -> dict[str, dict]:
     """What `aiolb status` says of the members, by index as Prometheus writes it."""
     command = [*AIOLB, "status", str(address), "--bpffs", str(bpffs), "--interval", "0", "--json"]
@@ -169,7 +160,7 @@ async def test_dashboard_and_rest(bpffs, address, prometheus):
         members = [str(index) for index in range(3)]
         async with prometheus(event["url"]) as observer:
             await observer.until("aiolb_member_received_total", dict.fromkeys(members, 0))
-            await flood(address, 3000, 300)
+            await flood(address, 3000, sources=300)
             await observer.until("sum(aiolb_member_handled_total)", {None: 3000})
             told = await status(address, bpffs)
             for metric, field in {"received": "received", "packets": "packets", "handled": "handled"}.items():
@@ -187,7 +178,7 @@ async def test_dashboard_and_rest(bpffs, address, prometheus):
             await observer.looked()
             assert await observer.firing() == set()
 
-            await flood(address, 20_000, 1)  # all of it to one member
+            await flood(address, 20_000, sources=1)  # all of it to one member
             told = await status(address, bpffs)
             busy = max(told, key=lambda index: told[index]["packets"])
             await observer.until_firing(("AiolbImbalance", busy))
@@ -206,7 +197,7 @@ async def test_drops_and_a_full_queue(bpffs, address, prometheus, tmp_path):
         (event,) = supervisor.named("metrics")
         async with prometheus(event["url"]) as observer:
             await observer.until("aiolb_member_kernel_drops_total", dict.fromkeys("012", 0))
-            await flood(address, 1000, 1)
+            await flood(address, 1000, sources=1)
             told = await status(address, bpffs)
             full = max(told, key=lambda index: told[index]["packets"])
             await observer.until_firing(("AiolbKernelDrops", full), ("AiolbQueueNearlyFull", full))
