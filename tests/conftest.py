@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -66,6 +67,20 @@ def needs() -> Callable[[str, str], str]:
         return str(path)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def promtool(needs: Callable[[str, str], str]) -> Callable[..., str]:
+    """What promtool says, to which nothing may be wrong: ``promtool("check", "metrics", text=metrics)``."""
+    program = needs("promtool", "prometheus")
+
+    def run(*arguments: str | Path, text: str | None = None) -> str:
+        command = [program, *map(str, arguments)]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session", params=["plain", "fast"])

@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import asynccontextmanager
 
 import pytest
+from dashboard import PANELS, asked
 from documents import ROOT
 from serving import AIOLB, Member, flood
 from supervision import Supervisor
@@ -21,14 +22,12 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
 
 METRICS = ["--metrics", "127.0.0.1:0"]
 QUERIES = [
-    (panel["title"], target["legendFormat"].removeprefix("{{host}} {{group}} "), target["expr"])
-    for panel in json.loads((ROOT / "examples/grafana/aiolb.json").read_text())["panels"]
+    (panel["title"], target["legendFormat"].removeprefix("{{host}} {{group}} "), asked(target["expr"]))
+    for panel in PANELS
     for target in panel["targets"]
 ]
 DEADLINE = 60
 """Seconds after which something that must happen counts as not happening."""
-GIVEN = {"__rate_interval": "1m", "group": ".*", "host": ".*"}
-"""What Grafana puts in for variables."""
 SLOW = """
 import asyncio
 from aiolb import Collector
@@ -166,15 +165,15 @@ async def test_dashboard_and_rest(bpffs, address, prometheus):
             for metric, field in {"received": "received", "packets": "packets", "handled": "handled"}.items():
                 found = await observer.query(f"aiolb_member_{metric}_total")
                 assert found == {index: member[field] for index, member in told.items()}
-            asked = {}
+            shown = {}
             for panel, legend, query in QUERIES:
-                asked[panel, legend] = await observer.query(re.sub(r"\$([a-z_]+)", lambda name: GIVEN[name[1]], query))
-                assert asked[panel, legend].keys() == (set(members) if "member" in legend else {None}), panel
-            shares = asked["Share of each member", "{{member}}"]
+                shown[panel, legend] = await observer.query(query)
+                assert shown[panel, legend].keys() == (set(members) if "member" in legend else {None}), panel
+            shares = shown["Share of each member", "{{member}}"]
             assert shares == {index: pytest.approx(one["received"] / 3000, abs=0.01) for index, one in told.items()}
-            assert asked["Kernel drops per second", "{{member}}"] == dict.fromkeys(members, 0)
-            assert asked["Members", "alive"] == asked["Members", "wanted"] == {None: 3}
-            assert all(0 < seconds < 1 for seconds in asked["Handler time, 99 %", "{{member}}"].values())
+            assert shown["Kernel drops per second", "{{member}}"] == dict.fromkeys(members, 0)
+            assert shown["Members", "alive"] == shown["Members", "wanted"] == {None: 3}
+            assert all(0 < seconds < 1 for seconds in shown["Handler time, 99 %", "{{member}}"].values())
             await observer.looked()
             assert await observer.firing() == set()
 
