@@ -150,6 +150,7 @@ FLOORS = {
     "aiolb.observed": 7,
     "aiolb.metrics_table": 8,
     "aiolb.metrics": 9,
+    "aiolb.metrics_http": 2,
     "aiolb.metrics_server": 10,
     "aiolb.datagram_listener": 9,
     "aiolb.stream_listener": 9,

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -15,10 +14,8 @@ from supervision import until
 
 from aiolb import metrics_server
 from aiolb.address import Address
-from aiolb.bpf.discovery import GroupName
 from aiolb.errors import ConfigurationError, StartError
-from aiolb.metrics_server import CLIENTS, MetricsServer
-from aiolb.observed import Observed
+from aiolb.metrics_server import MetricsServer
 
 FREE = Address("127.0.0.1", 0)
 
@@ -118,76 +115,8 @@ def test_without_prometheus_client(run, monkeypatch):
     run(scenario())
 
 
-def test_a_silent_client_holds_nobody_up(run, logged):
-    """While one connection says nothing others are answered, and the end does not wait for it."""
-
-    async def scenario():
-        async with MetricsServer(FREE, list) as server:
-            with socket.create_connection(("127.0.0.1", server._server.server_port)):
-                assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(logged))
-
-    run(scenario())
-
-
-def test_no_more_clients_than_there_are_places(run, logged, monkeypatch):
-    """A connection too many is closed at once and takes no thread; when another one ends there is a place again."""
-    monkeypatch.setattr(metrics_server, "CLIENTS", 1)
-
-    async def scenario():
-        async with MetricsServer(FREE, list) as server:
-            address = ("127.0.0.1", server._server.server_port)
-            with socket.create_connection(address), socket.create_connection(address, timeout=10) as refused:
-                assert await asyncio.to_thread(refused.recv, 1) == b""
-            await until(lambda: server._server._places._value == 1)
-            assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(logged))
-        assert [event["client"] for event in logged if event["event"] == "metrics_refused"] == ["127.0.0.1"]
-
-    run(scenario())
-
-
-def test_a_client_that_does_not_read(run, logged, monkeypatch, capsys):
-    """Its place is free after a while, and nobody is told of it."""
-    monkeypatch.setattr(metrics_server, "TIMEOUT", 0.5)
-    more_than_queues_hold = Observed(GroupName("udp", FREE), "none", None, key="x" * 20_000_000)
-    looks = []
-
-    def observe():
-        looks.append(more_than_queues_hold)
-        return looks
-
-    async def scenario():
-        async with MetricsServer(FREE, observe) as server:
-            with socket.create_connection(("127.0.0.1", server._server.server_port)) as client:
-                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-                await until(lambda: looks, "it is answered")
-                await until(lambda: server._server._places._value == CLIENTS, "its place is free")
-        assert [event["event"] for event in logged] == ["metrics"]
-
-    run(scenario())
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_client_that_drips(run, monkeypatch):
-    """Its request has a time to come in, however often a byte of it does; then its place is free."""
-    monkeypatch.setattr(metrics_server, "TIMEOUT", 0.05)
-
-    def drip(address):
-        with socket.create_connection(address) as client:
-            for _ in range(5000):
-                client.sendall(b"x")
-                time.sleep(0.002)
-
-    async def scenario():
-        async with MetricsServer(FREE, list) as server:
-            with pytest.raises(ConnectionError):
-                await asyncio.to_thread(drip, server._server.server_address)
-            await until(lambda: server._server._places._value == CLIENTS, "its place is free")
-
-    run(scenario())
-
-
 def test_a_look_that_fails(run, logged, capsys):
-    """It is logged once, whoever asked is told, and the next one is answered."""
+    """It is logged, whoever asked is told, and the next one is answered."""
     looks = [OSError("no group"), []]
 
     def observe():
