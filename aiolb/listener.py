@@ -14,14 +14,13 @@ from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Membership
 from aiolb.bpf.steering import Joined, JoinOptions
+from aiolb.observed import Observed
 from aiolb.reporter import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from aiolb.address import Address
-    from aiolb.bpf.abi import Report
-    from aiolb.bpf.snapshot import GroupSnapshot
     from aiolb.config import ServeConfig
     from aiolb.stats import SocketStatistics, StreamSocketStatistics
     from aiolb.tally import Tally
@@ -43,21 +42,17 @@ class Listener(ABC):
     def drops_hint(self) -> str:
         """What to do against the kernel's drops."""
 
-    @property
-    def report(self) -> Report:
-        """What was told last: counters, histograms and sources, with what workers before this one counted."""
-        return self._reporter.latest
-
-    @property
-    def group_name(self) -> GroupName:
-        """What tells its group from others."""
-        return GroupName(self._protocol, self.address)
-
-    def look_at_group(self) -> GroupSnapshot | None:
-        """The whole group now; None where the balancer has none. Any thread may call it until ``close()``."""
-        if not isinstance(self._place, Membership):
-            return None
-        return snapshot.take(self.group_name, self._place.group)
+    def observe(self) -> Observed:
+        """Its group now, and of the members this one alone. Any thread may call it until ``close()``."""
+        name = GroupName(self._protocol, self.address)
+        return Observed(
+            name,
+            self.balancer,
+            snapshot.take(name, self._place.group) if isinstance(self._place, Membership) else None,
+            only=self._index,
+            told={self._index: self._reporter.latest},
+            key=None if self.key is None else str(self.key),
+        )
 
     def __init__(
         self,

@@ -1,15 +1,11 @@
-"""Serves metrics over HTTP, from a thread of its own, for as long as a block runs."""
+"""Serves metrics for as long as a block runs, as soon as the port can be had."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import socket
-import threading
 from contextlib import suppress
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
 
@@ -19,14 +15,12 @@ from aiolb.errors import ConfigurationError, StartError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aiolb.metrics import GroupMetrics, Observed
+    from aiolb.metrics import GroupMetrics
+    from aiolb.metrics_http import Server
+    from aiolb.observed import Observed
 
 RETRY = 0.25
 """Seconds between two looks whether the process that is taken over has given its port up; nobody tells."""
-TIMEOUT = 5.0
-"""Seconds that a client may let its connection be silent."""
-CLIENTS = 32
-"""Connections at a time; more are closed, for each takes a thread and a descriptor from the collector."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +38,7 @@ class MetricsServer:
         self._address = address
         self._observe = observe
         self._wait = wait
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._metrics: GroupMetrics | None = None
         self._retrying: asyncio.Task[None] | None = None
 
@@ -88,12 +82,14 @@ class MetricsServer:
         from aiolb.metrics import GroupMetrics
 
         self._metrics = GroupMetrics(self._observe)
-        registry = CollectorRegistry(auto_describe=False)
+        registry = CollectorRegistry()
         registry.register(self._metrics)
         return make_wsgi_app(registry)
 
     def _serve(self, app: Callable[..., Any], address: Address) -> None:
-        self._server = _Server(address, app)
+        from aiolb.metrics_http import Server
+
+        self._server = Server(address, app)
         host, port = self._server.server_address[:2]
         _log.info("metrics", url=f"http://{Address(str(host), int(port))}/metrics")
 
@@ -112,63 +108,3 @@ def _refused(address: Address, error: OSError) -> StartError:
     taken = error.errno == errno.EADDRINUSE
     hint = f"ss -ltnp sport = {address.port} shows whose it is; --metrics HOST:0 takes a free port" if taken else None
     return StartError(f"metrics cannot be served at {address}: {error.strerror}", hint=hint)
-
-
-class _Handler(WSGIRequestHandler):
-    """One connection; what it asks for is nothing to log."""
-
-    timeout = TIMEOUT
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread that accepts, and one for each connection, so that a slow client holds nobody up."""
-
-    daemon_threads = True
-
-    def __init__(self, address: Address, app: Callable[..., Any]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._places = threading.BoundedSemaphore(CLIENTS)
-        super().__init__((address.host, address.port), _Handler)
-        self.set_app(app)
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="metrics", daemon=True)
-        self._thread.start()
-
-    def server_bind(self) -> None:
-        """Bind, without the look into DNS that the base class takes for a name that nobody uses."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread, if there is a place; the client finds its connection closed otherwise."""
-        if not self._places.acquire(blocking=False):
-            _log.debug("metrics_refused", clients=CLIENTS, client=client_address[0])
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._places.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and give the place back."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class has them
-        """A client that has gone is no error of ours; whatever else it is, the collector goes on."""
-        _log.debug("metrics_request_failed", exc_info=True)
-
-    def stop(self) -> None:
-        """Accept nobody any more, and close the port."""
-        self.shutdown()
-        self._thread.join()
-        self.server_close()

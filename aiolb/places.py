@@ -5,21 +5,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiolb import binding, descriptors, listening, remarks, sockets
 from aiolb.bpf import members, snapshot
 from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.steering import JoinOptions
+from aiolb.observed import Observed
 
 if TYPE_CHECKING:
     from aiolb.address import Address
-    from aiolb.bpf.abi import Report
     from aiolb.bpf.group import Group
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
-    from aiolb.bpf.snapshot import GroupSnapshot
     from aiolb.config import ServeConfig
 
 Given = Mapping[tuple["Address", int], socket.socket]
@@ -72,18 +70,6 @@ class Places:
         """Close the sockets. Idempotent."""
         for sock in self.sockets.values():
             sock.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A group at one moment: ``group`` where there are slots, else what ``count`` members ``told``, by index."""
-
-    name: GroupName
-    balancer: str
-    group: GroupSnapshot | None
-    told: Mapping[int, Report]
-    count: int
-    key: str | None
 
 
 DESCRIPTORS = 4
@@ -156,14 +142,14 @@ class AllPlaces:
         """The groups that have slots: those with the eBPF balancer."""
         return tuple(members.group for members in self._groups if members.group is not None)
 
-    def looks(self) -> list[Look]:
+    def observe(self) -> list[Observed]:
         """Each group as it is now. Any thread may call it until ``close()``."""
         found = []
         for one in self._groups:
             name = GroupName(self._protocol, one.address)
             group = None if one.group is None else snapshot.take(name, one.group)
             key = None if one.key is None else str(one.key)
-            found.append(Look(name, one.balancer, group, one.told(), len(one), key))
+            found.append(Observed(name, one.balancer, group, told=one.told(), count=len(one), key=key))
         return found
 
     @property

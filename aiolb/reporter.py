@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOOKS = 4
 """Reports between two looks at who sent what: with thousands of senders one takes a millisecond or two."""
+_NO_BATCHES = (0,) * SIZE_BUCKETS
 
 _ADDED = (
     "received",
@@ -53,7 +54,7 @@ class Reporter:
         *,
         sources: Senders,
         times: Times,
-        batch_sizes: Callable[[], Sequence[int]] = tuple,
+        batch_sizes: Callable[[], Sequence[int]] = lambda: _NO_BATCHES,
     ) -> None:
         self._index = index
         self._reports = reports
@@ -72,7 +73,7 @@ class Reporter:
         now = time.time_ns()
         self.latest = replace(former, pid=os.getpid(), uid=os.geteuid(), started_ns=now, written_ns=now)
         """The last report."""
-        self._time_handlers()
+        self._times.sample()
         self.claim()
 
     def claim(self) -> None:
@@ -92,19 +93,16 @@ class Reporter:
         # The user may have changed since the start.
         changes |= {"written_ns": time.time_ns(), "uid": os.geteuid(), **self._histograms()}
         self.latest = replace(self.latest, **changes)
-        self._time_handlers()
+        self._times.sample()
         if self._reports is not None and self._reports.is_of(self._index, self.latest):
             self._reports.write(self._index, self.latest)
-
-    def _time_handlers(self) -> None:
-        self._times.sample()
 
     def _histograms(self) -> dict[str, Any]:
         former = self._former
         return {
             "handler_ns": former.handler_ns + self._times.total_ns,
             "handler_times": _sums(former.handler_times, self._times.buckets),
-            "batch_sizes": _sums(former.batch_sizes, self._batch_sizes() or [0] * SIZE_BUCKETS),
+            "batch_sizes": _sums(former.batch_sizes, self._batch_sizes()),
         }
 
     def _look_at_sources(self) -> None:

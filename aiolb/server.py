@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aiolb.address import Address
     from aiolb.lifecycle import Lifecycle
-    from aiolb.metrics import Observed
+    from aiolb.observed import Observed
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at the group (displaced? another count?) and at the kernel's drops."""
@@ -225,22 +225,7 @@ class Server:
 
     def _observe(self) -> list[Observed]:
         """For metrics: each group, and of its members this one alone, for the others tell of themselves."""
-        from aiolb.metrics import Observed
-
-        index = self.config.index
-        if self._stopped:
-            return []
-        return [
-            Observed(
-                one.group_name,
-                one.balancer,
-                one.look_at_group(),
-                only=index,
-                told={index: one.report},
-                key=None if one.key is None else str(one.key),
-            )
-            for one in list(self.listeners)
-        ]
+        return [] if self._stopped else [listener.observe() for listener in list(self.listeners)]
 
     def report(self) -> dict[str, Any]:
         """The final statistics, and what the collector says of itself: None where that failed, which is logged."""

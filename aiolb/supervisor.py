@@ -32,7 +32,7 @@ from aiolb.waiting import happens
 from aiolb.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
-    from aiolb.metrics import Observed
+    from aiolb.observed import Observed
 
 WATCH_INTERVAL = 0.25
 """Seconds between two looks at workers and places."""
@@ -168,12 +168,7 @@ class Supervisor:
 
     def _observe(self) -> list[Observed]:
         """For metrics: all groups with all members, with eBPF those of other processes too."""
-        from aiolb.metrics import Observed
-
-        looks = self._places.looks() if self._joined else []
-        return [
-            Observed(one.name, one.balancer, one.group, told=one.told, count=one.count, key=one.key) for one in looks
-        ]
+        return self._places.observe() if self._joined else []
 
     def _make_member(self, places: Places) -> SupervisedMember:
         async def start() -> WorkerProcess:

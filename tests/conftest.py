@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import documents
 import pytest
-import structlog
+import structlog.testing
 import uvloop
 from deadline import DEADLINE
 from events import children
@@ -67,6 +68,20 @@ def needs() -> Callable[[str, str], str]:
         return str(path)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def promtool(needs: Callable[[str, str], str]) -> Callable[..., str]:
+    """What promtool says, to which nothing may be wrong: ``promtool("check", "metrics", text=metrics)``."""
+    program = needs("promtool", "prometheus")
+
+    def run(*arguments: str | Path, text: str | None = None) -> str:
+        command = [program, *map(str, arguments)]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session", params=["plain", "fast"])
@@ -157,6 +172,13 @@ def nothing_left() -> Iterator[None]:
     assert not opened, f"left open: {opened}"
     assert after[1] <= before[1], "child processes left"
     assert after[2] <= before[2], "network namespaces left"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[structlog.typing.EventDict]]:
+    """The events that a test logs, which are not shown."""
+    with structlog.testing.capture_logs() as events:
+        yield events
 
 
 @pytest.fixture

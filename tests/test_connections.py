@@ -46,13 +46,6 @@ class Echo:
         self.errors.append((repr(error), addr))
 
 
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
-
-
 @contextlib.asynccontextmanager
 async def serving(handlers=None, *, concurrency=128, backlog=128):
     """A socket whose connections are handled: its address, the connections and the acceptor."""

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from dashboard import DASHBOARD, PANELS, asked
 from documents import ROOT
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from aiolb import metrics
+from aiolb.metrics_table import METRICS
 
-DASHBOARD = json.loads((ROOT / "examples/grafana/aiolb.json").read_text())
-PANELS = DASHBOARD["panels"]
 VARIABLES = {one["name"]: one for one in DASHBOARD["templating"]["list"]}
-GIVEN = {"__rate_interval": "1m", "group": ".*", "host": ".*"}
-"""What Grafana puts in for variables."""
 
 
-def queries() -> list[str]:
-    """Every query of a panel, as Prometheus is asked."""
-    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    return [re.sub(r"\$([a-z_]+)", lambda name: GIVEN[name[1]], query) for query in found]
-
-
-def promtool(needs, *arguments: str | Path) -> str:
-    """What promtool says, to which nothing may be wrong."""
-    command = [needs("promtool", "prometheus"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_rules(needs) -> None:
+def test_rules(promtool) -> None:
     """Promtool takes the alert rules."""
-    assert "9 rules found" in promtool(needs, "check", "rules", ROOT / "examples/prometheus/alerts.yml")
+    assert "9 rules found" in promtool("check", "rules", ROOT / "examples/prometheus/alerts.yml")
 
 
-def test_alerts(needs) -> None:
+def test_alerts(promtool) -> None:
     """In made-up hours each alert fires for its cause, with what it says, and is silent otherwise."""
-    promtool(needs, "test", "rules", ROOT / "tests/alerts_test.yml")
+    promtool("test", "rules", ROOT / "tests/alerts_test.yml")
 
 
 def test_every_alert_is_tested() -> None:
@@ -55,13 +37,14 @@ def test_every_alert_is_tested() -> None:
         assert re.search(rf"alertname: {alert}}}", hours.read_text()), alert
 
 
-def test_queries(needs, tmp_path: Path) -> None:
+def test_queries(promtool, tmp_path: Path) -> None:
     """Promtool takes every query of the dashboard."""
-    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries())]
+    queries = [asked(target["expr"]) for panel in PANELS for target in panel["targets"]]
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     assert len(rules) > len(PANELS)
     path = tmp_path / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))  # JSON is YAML
-    assert f"{len(rules)} rules found" in promtool(needs, "check", "rules", path)
+    assert f"{len(rules)} rules found" in promtool("check", "rules", path)
 
 
 def missing_in(there: object, ours: object, path: str = "") -> list[str]:
@@ -142,4 +125,4 @@ def test_metrics_are_there(name: str) -> None:
     text = (ROOT / "examples" / name).read_text()
     used = {re.sub("_bucket$", "", found) for found in re.findall(r"(?<![\w:])aiolb_[a-z_]+", text)}
     assert used
-    assert used <= {one.full_name for one in metrics.described()}
+    assert used <= {one.full_name for one in METRICS}

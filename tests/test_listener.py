@@ -7,7 +7,6 @@ import contextlib
 import socket
 
 import pytest
-import structlog.testing
 
 from aiolb import Collector, datagram_listener, logs, remarks, sockets
 from aiolb.address import Address
@@ -62,13 +61,6 @@ class Discard(Collector):
 def place():
     """The place of the listener."""
     return _FakePlace()
-
-
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
 
 
 @contextlib.asynccontextmanager

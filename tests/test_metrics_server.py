@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 
 import pytest
-import structlog
 from supervision import until
 
 from aiolb import metrics_server
@@ -36,16 +35,15 @@ def url_of(events):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_serves(run, host):
+def test_serves(run, logged, host):
     """The log has the real port, /metrics is there, and afterwards the port is free and its threads have ended."""
 
     async def scenario():
-        with structlog.testing.capture_logs() as events:
-            async with MetricsServer(Address(host, 0), list):
-                url = url_of(events)
-                assert "aiolb_build_info{" in await asyncio.to_thread(read, url)
-            with pytest.raises(urllib.error.URLError, match="refused"):
-                await asyncio.to_thread(read, url)
+        async with MetricsServer(Address(host, 0), list):
+            url = url_of(logged)
+            assert "aiolb_build_info{" in await asyncio.to_thread(read, url)
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            await asyncio.to_thread(read, url)
 
     run(scenario())
     assert [thread for thread in threading.enumerate() if thread.name == "metrics"] == []
@@ -76,20 +74,19 @@ def test_a_port_in_use(run):
     run(scenario())
 
 
-def test_waits_for_the_port_of_whom_it_takes_over_from(run, monkeypatch):
+def test_waits_for_the_port_of_whom_it_takes_over_from(run, logged, monkeypatch):
     """A takeover goes on without the port, and serves as soon as the former process gives it up."""
     monkeypatch.setattr(metrics_server, "RETRY", 0.01)
 
     async def scenario():
-        with structlog.testing.capture_logs() as events:
-            async with MetricsServer(FREE, list) as former:
-                address = Address("127.0.0.1", former._server.server_port)
-                async with MetricsServer(address, list, wait=True):
-                    assert [event["event"] for event in events] == ["metrics", "metrics_wait"]
-                    await former.close()
-                    await until(lambda: len(events) > 2, "the new one serves")
-                    assert events[2] == {"event": "metrics", "url": f"http://{address}/metrics", "log_level": "info"}
-                    assert "aiolb_build_info{" in await asyncio.to_thread(read, events[2]["url"])
+        async with MetricsServer(FREE, list) as former:
+            address = Address("127.0.0.1", former._server.server_port)
+            async with MetricsServer(address, list, wait=True):
+                assert [event["event"] for event in logged] == ["metrics", "metrics_wait"]
+                await former.close()
+                await until(lambda: len(logged) > 2, "the new one serves")
+                assert logged[2] == {"event": "metrics", "url": f"http://{address}/metrics", "log_level": "info"}
+                assert "aiolb_build_info{" in await asyncio.to_thread(read, logged[2]["url"])
 
     run(scenario())
 
@@ -118,30 +115,23 @@ def test_without_prometheus_client(run, monkeypatch):
     run(scenario())
 
 
-def test_a_silent_client_holds_nobody_up(run):
-    """While one connection says nothing others are answered, and the end does not wait for it."""
+def test_a_look_that_fails(run, logged, capsys):
+    """It is logged, whoever asked is told, and the next one is answered."""
+    looks = [OSError("no group"), []]
+
+    def observe():
+        if isinstance(look := looks.pop(0), OSError):
+            raise look
+        return look
 
     async def scenario():
-        with structlog.testing.capture_logs() as events:
-            async with MetricsServer(FREE, list) as server:
-                with socket.create_connection(("127.0.0.1", server._server.server_port)):
-                    assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(events))
+        async with MetricsServer(FREE, observe):
+            url = url_of(logged)
+            with pytest.raises(urllib.error.HTTPError, match="500") as raised:
+                await asyncio.to_thread(read, url)
+            raised.value.close()
+            assert "aiolb_build_info{" in await asyncio.to_thread(read, url)
+        assert [(event["event"], event["log_level"]) for event in logged[1:]] == [("metrics_request_failed", "error")]
 
     run(scenario())
-
-
-def test_no_more_clients_than_there_are_places(run, monkeypatch):
-    """A connection too many is closed at once and takes no thread; when another one ends there is a place again."""
-    monkeypatch.setattr(metrics_server, "CLIENTS", 1)
-
-    async def scenario():
-        with structlog.testing.capture_logs() as events:
-            async with MetricsServer(FREE, list) as server:
-                address = ("127.0.0.1", server._server.server_port)
-                with socket.create_connection(address), socket.create_connection(address, timeout=10) as refused:
-                    assert await asyncio.to_thread(refused.recv, 1) == b""
-                await until(lambda: server._server._places._value == 1)
-                assert "aiolb_build_info{" in await asyncio.to_thread(read, url_of(events))
-        assert [event["client"] for event in events if event["event"] == "metrics_refused"] == ["127.0.0.1"]
-
-    run(scenario())
+    assert capsys.readouterr() == ("", "")

@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from itertools import pairwise
 
 import pytest
-import structlog
 import uvloop
 from deadline import DEADLINE
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +20,7 @@ from aiolb import lanes as module
 from aiolb.errors import ConfigurationError
 from aiolb.protocol import CURRENT_TRANSPORT, CollectorProtocol
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("logged", "nothing_left")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -61,13 +60,6 @@ CHOSEN = {}
 def stepper(parts, monkeypatch):
     """Run every test on both inner loops."""
     monkeypatch.setitem(CHOSEN, "stepper", parts.stepper)
-
-
-@pytest.fixture(autouse=True)
-def logged():
-    """What was logged, instead of showing it."""
-    with structlog.testing.capture_logs() as entries:
-        yield entries
 
 
 class PausableTransport(asyncio.DatagramTransport):

@@ -11,7 +11,6 @@ import socket
 from ipaddress import ip_address
 
 import pytest
-import structlog.testing
 from recording import Recording
 
 from aiolb import Collector, sockets
@@ -25,13 +24,6 @@ LOCAL = Address("127.0.0.1", 0)
 LOCAL_V6 = Address("::1", 0)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import service_manager
-import structlog.testing
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -37,13 +36,6 @@ def opened():
             return sock, os.dup(sock.fileno())
 
         yield bind
-
-
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
 
 
 def taken_back(inherited, *bind):

@@ -75,13 +75,6 @@ def config(**settings):
     return ServeConfig(**{"protocol": "tcp", "bind": (LOCAL,), "balancer": "none", "graceful_timeout": 5.0} | settings)
 
 
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
-
-
 def test_a_life(run, logged):
     """It begins, handles connections, drains and ends, and its statistics and its report say so exactly."""
 

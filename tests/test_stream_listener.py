@@ -8,7 +8,6 @@ import os
 import socket
 
 import pytest
-import structlog.testing
 from events import until
 from streams import LOCAL, address_of, ask, connected, listening_socket
 
@@ -34,13 +33,6 @@ class Echo:
 
     def on_error(self, error, addr):
         """Nothing is raised."""
-
-
-@pytest.fixture
-def logged():
-    """The log events of the test."""
-    with structlog.testing.capture_logs() as events:
-        yield events
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,6 @@ import time
 from functools import partial
 
 import pytest
-import structlog.testing
 from recording import Recording
 
 from aiolb import AiolbError, Collector, ConfigurationError
@@ -18,20 +17,13 @@ from aiolb.testing import SOURCE, UnhandledError, collector
 
 A, B = ("192.0.2.1", 1), ("192.0.2.2", 2)
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("logged", "nothing_left")
 
 
 @pytest.fixture(autouse=True)
 def _parts(parts, monkeypatch):
     """Run every test on the plain parts and on the compiled ones."""
     monkeypatch.setattr(choose, "best", lambda: parts)
-
-
-@pytest.fixture(autouse=True)
-def logged():
-    """What was logged, instead of showing it."""
-    with structlog.testing.capture_logs() as events:
-        yield events
 
 
 async def until(condition):

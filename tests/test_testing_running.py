@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import structlog.testing
 
 from aiolb import Collector, ConfigurationError, sockets
 from aiolb.address import Address
@@ -15,14 +14,7 @@ from aiolb.testing import UnhandledError, group
 
 SOURCES = [f"127.0.{third}.{fourth}" for third in range(5) for fourth in range(1, 21)]
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(autouse=True)
-def logged():
-    """What was logged, instead of showing it."""
-    with structlog.testing.capture_logs() as events:
-        yield events
+pytestmark = pytest.mark.usefixtures("logged", "nothing_left")
 
 
 class Recorder(Collector):

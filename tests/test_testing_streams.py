@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import structlog.testing
 from recording import Recording
 
 from aiolb import AiolbError, ConfigurationError, StreamCollector, StreamStatistics
@@ -14,14 +13,7 @@ from aiolb.testing import SOURCE, UnhandledError, collector, group
 
 A, B = ("192.0.2.1", 1), ("192.0.2.2", 2)
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@pytest.fixture(autouse=True)
-def logged():
-    """What was logged, instead of showing it."""
-    with structlog.testing.capture_logs() as events:
-        yield events
+pytestmark = pytest.mark.usefixtures("logged", "nothing_left")
 
 
 class Lines(Recording, StreamCollector):

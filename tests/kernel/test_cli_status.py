@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -18,14 +16,12 @@ import pytest
 import streams
 from click.testing import CliRunner
 from deadline import DEADLINE
-from serving import Member
+from serving import AIOLB, Member, flood
 from supervision import Supervisor, until
 
 from aiolb import sockets
 from aiolb.bpf.discovery import GroupName
 from aiolb.cli import main
-
-AIOLB = [sys.executable, "-m", "aiolb"]
 
 
 @pytest.fixture
@@ -52,13 +48,6 @@ def look(aiolb):
     return run
 
 
-def flood(address, number, sources):
-    """Send datagrams with `aiolb flood`; its own summary."""
-    command = [*AIOLB, "flood", str(address), "--count", number, "--sources", sources, "--rate", 20_000, "--json"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=DEADLINE, check=True)
-    return json.loads(done.stdout)
-
-
 async def test_status_agrees_with_publisher_and_collectors(bpffs, address, tmp_path, look):
     """At rest it is what the publisher sent, what the collectors say they handled, and what the kernel counted."""
     options = ["discard", "--bind", str(address), "--bpffs", str(bpffs), "--count", "3"]
@@ -70,7 +59,7 @@ async def test_status_agrees_with_publisher_and_collectors(bpffs, address, tmp_p
         members = [zero, one, two]
         for member in members:
             await member.ready()
-        sent = await asyncio.to_thread(flood, address, 3000, 100)
+        sent = await flood(address, 3000)
         found = {}
 
         def at_rest():

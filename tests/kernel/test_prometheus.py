@@ -8,29 +8,26 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.parse
 import urllib.request
 from contextlib import asynccontextmanager
 
 import pytest
+from dashboard import PANELS, asked
 from documents import ROOT
-from serving import Member
+from serving import AIOLB, Member, flood
 from supervision import Supervisor
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
 
-AIOLB = [sys.executable, "-m", "aiolb"]
 METRICS = ["--metrics", "127.0.0.1:0"]
 QUERIES = [
-    (panel["title"], target["legendFormat"].removeprefix("{{host}} {{group}} "), target["expr"])
-    for panel in json.loads((ROOT / "examples/grafana/aiolb.json").read_text())["panels"]
+    (panel["title"], target["legendFormat"].removeprefix("{{host}} {{group}} "), asked(target["expr"]))
+    for panel in PANELS
     for target in panel["targets"]
 ]
 DEADLINE = 60
 """Seconds after which something that must happen counts as not happening."""
-GIVEN = {"__rate_interval": "1m", "group": ".*", "host": ".*"}
-"""What Grafana puts in for variables."""
 SLOW = """
 import asyncio
 from aiolb import Collector
@@ -145,13 +142,6 @@ def prometheus(needs, tmp_path):
     return running
 
 
-async def flood(address, number, sources, rate=20_000) -> None:
-    """Send datagrams."""
-    command = [*AIOLB, "flood", address, "--count", number, "--sources", sources, "--rate", rate, "--json"]
-    run = asyncio.to_thread(subprocess.run, [*map(str, command)], capture_output=True, timeout=DEADLINE, check=True)
-    assert json.loads((await run).stdout)["sent_datagrams"] == number
-
-
 async def status(address, bpffs) -> dict[str, dict]:
     """What `aiolb status` says of the members, by index as Prometheus writes it."""
     command = [*AIOLB, "status", str(address), "--bpffs", str(bpffs), "--interval", "0", "--json"]
@@ -169,25 +159,25 @@ async def test_dashboard_and_rest(bpffs, address, prometheus):
         members = [str(index) for index in range(3)]
         async with prometheus(event["url"]) as observer:
             await observer.until("aiolb_member_received_total", dict.fromkeys(members, 0))
-            await flood(address, 3000, 300)
+            await flood(address, 3000, sources=300)
             await observer.until("sum(aiolb_member_handled_total)", {None: 3000})
             told = await status(address, bpffs)
             for metric, field in {"received": "received", "packets": "packets", "handled": "handled"}.items():
                 found = await observer.query(f"aiolb_member_{metric}_total")
                 assert found == {index: member[field] for index, member in told.items()}
-            asked = {}
+            shown = {}
             for panel, legend, query in QUERIES:
-                asked[panel, legend] = await observer.query(re.sub(r"\$([a-z_]+)", lambda name: GIVEN[name[1]], query))
-                assert asked[panel, legend].keys() == (set(members) if "member" in legend else {None}), panel
-            shares = asked["Share of each member", "{{member}}"]
+                shown[panel, legend] = await observer.query(query)
+                assert shown[panel, legend].keys() == (set(members) if "member" in legend else {None}), panel
+            shares = shown["Share of each member", "{{member}}"]
             assert shares == {index: pytest.approx(one["received"] / 3000, abs=0.01) for index, one in told.items()}
-            assert asked["Kernel drops per second", "{{member}}"] == dict.fromkeys(members, 0)
-            assert asked["Members", "alive"] == asked["Members", "wanted"] == {None: 3}
-            assert all(0 < seconds < 1 for seconds in asked["Handler time, 99 %", "{{member}}"].values())
+            assert shown["Kernel drops per second", "{{member}}"] == dict.fromkeys(members, 0)
+            assert shown["Members", "alive"] == shown["Members", "wanted"] == {None: 3}
+            assert all(0 < seconds < 1 for seconds in shown["Handler time, 99 %", "{{member}}"].values())
             await observer.looked()
             assert await observer.firing() == set()
 
-            await flood(address, 20_000, 1)  # all of it to one member
+            await flood(address, 20_000, sources=1)  # all of it to one member
             told = await status(address, bpffs)
             busy = max(told, key=lambda index: told[index]["packets"])
             await observer.until_firing(("AiolbImbalance", busy))
@@ -206,7 +196,7 @@ async def test_drops_and_a_full_queue(bpffs, address, prometheus, tmp_path):
         (event,) = supervisor.named("metrics")
         async with prometheus(event["url"]) as observer:
             await observer.until("aiolb_member_kernel_drops_total", dict.fromkeys("012", 0))
-            await flood(address, 1000, 1)
+            await flood(address, 1000, sources=1)
             told = await status(address, bpffs)
             full = max(told, key=lambda index: told[index]["packets"])
             await observer.until_firing(("AiolbKernelDrops", full), ("AiolbQueueNearlyFull", full))
