@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from aiolb.errors import ConfigurationError
 
+PROTOCOLS = ("udp", "tcp")
 DEFAULT_PORT = 10001
 MAX_PORT = 65535
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiolb.address import DEFAULT_PORT, Address
+from aiolb.address import DEFAULT_PORT, PROTOCOLS, Address
 from aiolb.bpf.abi import BPFFS, MAX_MEMBERS
 from aiolb.bpf.keys import TCP_HAS_NO_PAYLOAD, Key
 from aiolb.bpf.rules import GuardRules, Limit, networks
@@ -15,7 +15,6 @@ from aiolb.errors import ConfigurationError
 DEFAULT_BIND = (Address("0.0.0.0", DEFAULT_PORT),)
 BALANCERS = ("auto", "ebpf", "classic", "none")
 LOOPS = ("uvloop", "asyncio")
-PROTOCOLS = ("udp", "tcp")
 UNITS = {"udp": "datagrams", "tcp": "connections"}
 """What is handled, by protocol."""
 MAX_RCVBUF = (1 << 30) - 1  # the kernel doubles the number and keeps it in an int

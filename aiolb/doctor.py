@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from aiolb import capabilities, compiled_parts, kernel_checks, listening, port_check, sockets
+from aiolb.address import PROTOCOLS
 from aiolb.bpf import probe
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.discovery import PROTOCOLS, GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.probe import Finding, Support
 from aiolb.capabilities import Capability
 from aiolb.config import MIB, ServeConfig

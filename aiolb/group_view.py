@@ -7,8 +7,8 @@ from typing import Self
 
 from aiolb.address import Address, IPAddress, parse_source
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.location import Location
 from aiolb.bpf.state import GroupState
 from aiolb.bpf.statistics import GroupStatistics

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 
 from aiolb import binding, logs, remarks, sockets
-from aiolb.bpf import snapshot, steering
+from aiolb.bpf import steering
 from aiolb.bpf.changes import SlotsChange
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Membership
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.steering import Joined, JoinOptions
-from aiolb.observed import Observed
 from aiolb.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from aiolb.address import Address
     from aiolb.config import ServeConfig
+    from aiolb.observed import Observed
     from aiolb.stats import SocketStatistics, StreamSocketStatistics
     from aiolb.tally import Tally
 
@@ -44,11 +44,13 @@ class Listener(ABC):
 
     def observe(self) -> Observed:
         """Its group now, and of the members this one alone. Any thread may call it until ``close()``."""
-        name = GroupName(self._protocol, self.address)
+        from aiolb.bpf import snapshot  # a start needs neither
+        from aiolb.observed import Observed
+
         return Observed(
-            name,
+            GroupName(self._protocol, self.address),
             self.balancer,
-            snapshot.take(name, self._place.group) if isinstance(self._place, Membership) else None,
+            snapshot.take(self._place.group) if isinstance(self._place, Membership) else None,
             only=self._index,
             told={self._index: self._reporter.latest},
             key=None if self.key is None else str(self.key),

@@ -15,7 +15,7 @@ from aiolb.sketch import Sketch
 
 if TYPE_CHECKING:
     from aiolb.bpf.abi import Report
-    from aiolb.bpf.discovery import GroupName
+    from aiolb.bpf.group_name import GroupName
     from aiolb.bpf.snapshot import GroupSnapshot
 
 

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from aiolb import binding, descriptors, listening, remarks, sockets
-from aiolb.bpf import members, snapshot
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf import members
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.steering import JoinOptions
-from aiolb.observed import Observed
 
 if TYPE_CHECKING:
     from aiolb.address import Address
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from aiolb.bpf.keys import Key
     from aiolb.bpf.members import Members
     from aiolb.config import ServeConfig
+    from aiolb.observed import Observed
 
 Given = Mapping[tuple["Address", int], socket.socket]
 """Bound sockets that somebody else has kept, by address and index."""
@@ -144,10 +144,13 @@ class AllPlaces:
 
     def observe(self) -> list[Observed]:
         """Each group as it is now. Any thread may call it until ``close()``."""
+        from aiolb.bpf import snapshot  # a start needs neither
+        from aiolb.observed import Observed
+
         found = []
         for one in self._groups:
             name = GroupName(self._protocol, one.address)
-            group = None if one.group is None else snapshot.take(name, one.group)
+            group = None if one.group is None else snapshot.take(one.group)
             key = None if one.key is None else str(one.key)
             found.append(Observed(name, one.balancer, group, told=one.told(), count=len(one), key=key))
         return found

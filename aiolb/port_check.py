@@ -11,8 +11,8 @@ from pathlib import Path
 from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.pins import in_bpffs
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.errors import GroupNotFoundError, KernelError, PrivilegeError, StartError

@@ -17,7 +17,7 @@ from typing import Self
 
 import structlog
 
-from aiolb.address import MAX_PORT, Address, parse_ip
+from aiolb.address import MAX_PORT, PROTOCOLS, Address, parse_ip
 from aiolb.errors import ConfigurationError, StartError
 
 SEND_TIMEOUT = 1.0
@@ -28,7 +28,6 @@ FIRST_DESCRIPTOR = 3
 
 _STATUS_LENGTH = 1000  # characters of up to 4 bytes: the manager ignores messages above 4,096 bytes
 _MAX_NAME = 255
-_PROTOCOLS = ("udp", "tcp")
 _DIGITS = 18  # below 2^63
 _SOCKET_PATH_LENGTH = 107  # unix(7): sun_path with its end
 _LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -199,7 +198,7 @@ class SocketName:
         protocol, _, rest = rest.partition("_")
         # An interface may have underscores in its name.
         host, *numbers = rest.rsplit("_", 2)
-        if ours != "aiolb" or protocol not in _PROTOCOLS or len(numbers) != 2 or not all(map(_is_number, numbers)):  # noqa: PLR2004 - port, index
+        if ours != "aiolb" or protocol not in PROTOCOLS or len(numbers) != 2 or not all(map(_is_number, numbers)):  # noqa: PLR2004 - port, index
             return None
         ip, percent, interface = host.partition("%")
         try:

@@ -9,7 +9,7 @@ import pytest
 from test_top import group, member
 
 from aiolb.bpf import snapshot
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.snapshot import State
 from aiolb.cli.hints import Hint, hints
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from aiolb import compiled_parts, doctor, kernel_checks, sockets
 from aiolb.address import Address
 from aiolb.bpf import probe
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.probe import Finding, Support
 from aiolb.capabilities import Capability
 from aiolb.cli.main import main

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aiolb.address import Address
 from aiolb.bpf.abi import SIZE_BUCKETS, TIME_BUCKETS, Report
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.metrics import GroupMetrics

@@ -11,7 +11,7 @@ import pytest
 from aiolb import port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import syscall
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.diagnosis import Diagnosis, Level
 from aiolb.sockets import Holder
 

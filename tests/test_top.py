@@ -9,7 +9,7 @@ from ipaddress import IPv6Address, ip_address
 import pytest
 
 from aiolb.bpf.abi import TIME_BUCKETS, TOP_WORDS, Report
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.snapshot import GroupSnapshot, MemberSnapshot, State
 from aiolb.bpf.statistics import GroupStatistics, MemberStatistics
 from aiolb.cli.top import _chosen

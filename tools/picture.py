@@ -71,8 +71,8 @@ def running(*command: str, says: bytes = b"") -> Iterator[None]:
 def draw_top() -> None:
     """Overload one member of three for some seconds, and draw what `aiolb top` shows then."""
     from aiolb.bpf import snapshot
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
+    from aiolb.bpf.group_name import GroupName
     from aiolb.cli.top_frame import View, frame
     from aiolb.cli.top_history import History
 
@@ -89,7 +89,7 @@ def draw_top() -> None:
             closing(Group.open(name.address)) as group,
         ):
             for _ in range(LOOKS):
-                history.add(snapshot.take(name, group))
+                history.add(snapshot.take(group))
                 time.sleep(view.interval)
     lines = frame(history, view, time.strftime("%T"))
     (DOCS / "top.svg").write_text(drawn("aiolb top", lines, columns=TOP_COLUMNS))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from aiolb.bpf.discovery import GroupName, name_of
+from aiolb.bpf.discovery import name_of
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import Pins
 from aiolb.errors import GroupError, GroupNotFoundError, KernelError, PrivilegeError

@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
+from aiolb.address import PROTOCOLS
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.group_name import PROTOCOLS, GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.liveness import live_members
 from aiolb.bpf.pins import folder_of_namespace, names_of
 from aiolb.errors import ConfigurationError, GroupNotFoundError, KernelError, PrivilegeError
-
-__all__ = ["PROTOCOLS", "GroupName", "group_names", "name_of", "the_group"]
 
 
 def group_names(bpffs: Path = BPFFS) -> list[GroupName]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiolb.address import Address, parse_address
-
-PROTOCOLS = ("udp", "tcp")
+from aiolb.address import PROTOCOLS, Address, parse_address
 
 
 @dataclass(frozen=True, slots=True, order=True)

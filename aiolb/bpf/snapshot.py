@@ -15,7 +15,7 @@ from aiolb.bpf.told_sources import TopSource, sketch_of, top_of
 from aiolb.sketch import Sketch, union
 
 if TYPE_CHECKING:
-    from aiolb.bpf.discovery import GroupName
+    from aiolb.bpf.group_name import GroupName
     from aiolb.bpf.state import GroupState
 
 SILENT_AFTER = 3.0
@@ -223,18 +223,20 @@ class MemberRates:
     share: float
 
 
-def take(name: GroupName, group: GroupState) -> GroupSnapshot:
+def take(group: GroupState) -> GroupSnapshot:
     """Look at a group once; needs no lock and asks no member."""
     statistics, config, reports = group.statistics(), group.config, group.reports
     now = time.time_ns()
     members = tuple(
-        _member(member, reports.read(member.index), group.holder(member.index), now, name.protocol)
+        _member(member, reports.read(member.index), group.holder(member.index), now, group.name.protocol)
         for member in statistics.members
     )
     prepared = None
     with suppress(OSError):  # whose pins are gone
         prepared = str(group.owner) if group.owner.prepared else None
-    return GroupSnapshot(name, statistics, config.created_ns, config.generation, members, time.monotonic(), prepared)
+    return GroupSnapshot(
+        group.name, statistics, config.created_ns, config.generation, members, time.monotonic(), prepared
+    )
 
 
 def state_of(told: Report | None, now_ns: int) -> State:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiolb.bpf.discovery import PROTOCOLS, GroupName
+from aiolb.address import PROTOCOLS
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli.groups import bpffs_option
 from aiolb.cli.texts import plain_console, some
 

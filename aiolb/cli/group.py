@@ -14,8 +14,8 @@ from aiolb.cli.groups import GroupType, bpffs_option, opened
 from aiolb.errors import ConfigurationError, GroupError, GroupNotFoundError, PrivilegeError
 
 if TYPE_CHECKING:
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group, MemberStatistics
+    from aiolb.bpf.group_name import GroupName
 
 _GROUP = "[tcp:]HOST:PORT"
 

@@ -11,7 +11,8 @@ import click
 
 from aiolb import sockets
 from aiolb.bpf.abi import BPFFS
-from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.discovery import group_names, the_group
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.pins import in_bpffs
 from aiolb.errors import GroupNotFoundError
 

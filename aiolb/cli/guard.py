@@ -15,8 +15,8 @@ from aiolb.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
+    from aiolb.bpf.group_name import GroupName
     from aiolb.bpf.guard import GuardStatistics
     from aiolb.bpf.rules import GuardRules, Limit
 

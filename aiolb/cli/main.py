@@ -83,7 +83,7 @@ def _group_meant(error: click.UsageError) -> str | None:
     extra = re.search(r"unexpected extra arguments? \((?P<group>\S+)\)", error.message)
     if extra is None or error.ctx is None or not any("--group" in one.opts for one in error.ctx.command.params):
         return None
-    from aiolb.bpf.discovery import GroupName
+    from aiolb.bpf.group_name import GroupName
 
     with suppress(ConfigurationError):
         return f"{error.ctx.command_path} --group {GroupName.parse(extra['group'])}"

@@ -12,8 +12,8 @@ from aiolb.cli.texts import plain_console, some
 if TYPE_CHECKING:
     from aiolb.address import IPAddress
     from aiolb.bpf.balance import Look
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
+    from aiolb.bpf.group_name import GroupName
 
 ROWS = 20
 """Rows of a table at most; JSON has everything."""

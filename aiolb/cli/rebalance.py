@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiolb.bpf.discovery import GroupName, the_group
+from aiolb.bpf.discovery import the_group
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import listed
 

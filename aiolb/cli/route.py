@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiolb.address import Address, parse_source
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import plain_console
 from aiolb.errors import ConfigurationError

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
+from aiolb.address import PROTOCOLS
 from aiolb.cli.groups import bpffs_option
 from aiolb.cli.keys import key_options, verifier_log_kept
 from aiolb.cli.supervise import SUPERVISION, supervise, supervisor_options
-from aiolb.config import BALANCERS, LOOPS, PROTOCOLS, ServeConfig
+from aiolb.config import BALANCERS, LOOPS, ServeConfig
 from aiolb.errors import AiolbError, ConfigurationError
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

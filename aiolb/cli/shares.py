@@ -12,8 +12,8 @@ from aiolb.cli.groups import group_option, opened
 from aiolb.cli.texts import some
 
 if TYPE_CHECKING:
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.group import Group
+    from aiolb.bpf.group_name import GroupName
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
 

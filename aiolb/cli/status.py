@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.discovery import group_names, the_group
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli import units
 from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
 from aiolb.cli.texts import folded, plain_console
@@ -116,10 +117,10 @@ def _readings(
     names = names or [the_group(group, bpffs, option="aiolb status ")]
     with ExitStack() as stack:
         groups, unseen = _open_all(names, bpffs, stack)
-        before = [snapshot.take(name, found) for name, found in groups]
+        before = [snapshot.take(found) for found in groups]
         if interval:
             time.sleep(interval)
-        after = [snapshot.take(name, found) for name, found in groups] if interval else before
+        after = [snapshot.take(found) for found in groups] if interval else before
     for one in after:
         if member is not None and member >= len(one.members):
             raise ConfigurationError(f"the group at {one.name} has {len(one.members)} members: no index {member}")
@@ -127,14 +128,12 @@ def _readings(
     return [Reading(*both) for both in zip(after, rates, strict=True)], unseen
 
 
-def _open_all(
-    names: list[GroupName], bpffs: Path, stack: ExitStack
-) -> tuple[list[tuple[GroupName, Group]], list[AiolbError]]:
+def _open_all(names: list[GroupName], bpffs: Path, stack: ExitStack) -> tuple[list[Group], list[AiolbError]]:
     """Those that can be looked at, and why others cannot. Raises an error of theirs where none can be."""
     found, errors = [], []
     for name in names:
         try:
-            found.append((name, stack.enter_context(opened(name, bpffs))))
+            found.append(stack.enter_context(opened(name, bpffs)))
         except AiolbError as error:
             errors.append(error)
     unseen = [error for error in errors if not isinstance(error, GroupNotFoundError)]  # deleted since they were listed

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiolb.bpf.discovery import GroupName, the_group
+from aiolb.bpf.discovery import the_group
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
 from aiolb.cli.texts import plain_console
 from aiolb.errors import GroupNotFoundError
@@ -85,7 +86,7 @@ def top(group: GroupName | None, *, interval: float, sort: str, once: bool, bpff
         def take() -> GroupSnapshot:
             if found.deleted:
                 raise GroupNotFoundError(f"the group at {name} is gone", hint="start it again")
-            return snapshot.take(name, found)
+            return snapshot.take(found)
 
         if once or not console.is_terminal:
             _once(take, History(), view, console)

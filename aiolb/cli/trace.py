@@ -19,9 +19,9 @@ from aiolb.cli.groups import group_option, opened
 from aiolb.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
-    from aiolb.bpf.discovery import GroupName
     from aiolb.bpf.events import Decision, EventReader
     from aiolb.bpf.group import Group
+    from aiolb.bpf.group_name import GroupName
     from aiolb.cli.ending import Ending
 
 POLL = 0.05

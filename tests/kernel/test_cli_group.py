@@ -14,8 +14,8 @@ import pytest
 
 from aiolb.address import Address
 from aiolb.bpf import deletion, pins, spec, syscall
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.group_name import GroupName
 from aiolb.errors import GroupError
 
 NOBODY = pwd.getpwnam("nobody")

@@ -20,7 +20,7 @@ from serving import AIOLB, Member, flood
 from supervision import Supervisor, until
 
 from aiolb import sockets
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.cli import main
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from aiolb.address import Address
 from aiolb.bpf import deletion
-from aiolb.bpf.discovery import GroupName, group_names, the_group
+from aiolb.bpf.discovery import group_names, the_group
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.pins import folder_of_namespace
 from aiolb.errors import ConfigurationError, GroupNotFoundError
 

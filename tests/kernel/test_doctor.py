@@ -17,8 +17,8 @@ from deadline import DEADLINE
 from aiolb import port_check, sockets
 from aiolb.address import Address
 from aiolb.bpf import abi, probe, syscall
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import GroupOptions
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.members import join_all
 from aiolb.bpf.steering import JoinOptions
 from aiolb.diagnosis import Level

@@ -268,7 +268,7 @@ def test_a_reader_that_is_slow_but_reads(cluster, sources_v4):
 CHILD = """
 import sys
 from pathlib import Path
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.events import EventFilter
 from aiolb.bpf.group import Group
 group = Group.open(GroupName.parse(sys.argv[1]).address, bpffs=Path(sys.argv[2]))

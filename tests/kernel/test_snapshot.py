@@ -13,16 +13,10 @@ from serving import Member
 
 from aiolb.bpf import snapshot
 from aiolb.bpf.abi import Report
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group
 from aiolb.bpf.snapshot import State
 
 EMPTY = Report.unpack(bytes(Report.STRUCT.size))
-
-
-def name_of(address):
-    """The group's name."""
-    return GroupName("udp", address)
 
 
 def test_a_group_that_nobody_told_anything_of(cluster):
@@ -30,13 +24,13 @@ def test_a_group_that_nobody_told_anything_of(cluster):
     group = cluster(3, members=[0, 2])
     sources = [IPv4Address("127.0.0.1") + i for i in range(20)]
     found = Counter(group.route(sources).values())
-    look = snapshot.take(name_of(group.address), group.group)
+    look = snapshot.take(group.group)
     assert [member.state for member in look.members] == [State.ALIVE, State.DEAD, State.ALIVE]
     assert [member.told for member in look.members] == [None] * 3
     assert [member.kernel.packets for member in look.members] == [found[0], 0, found[2]]
     assert (look.told, look.stale, look.kernel.count, look.sketch.count) == (False, False, 3, 0)
     group.kill(0, 2)
-    assert snapshot.take(name_of(group.address), group.group).stale
+    assert snapshot.take(group.group).stale
 
 
 def test_only_the_report_of_the_member_s_own_socket_counts(cluster, monkeypatch):
@@ -47,13 +41,13 @@ def test_only_the_report_of_the_member_s_own_socket_counts(cluster, monkeypatch)
     reports.write(0, replace(EMPTY, cookie=cookie, received=5, written_ns=10**9))
     reports.write(1, replace(EMPTY, cookie=cookie, received=7))
     monkeypatch.setattr(snapshot.time, "time_ns", lambda: 2 * 10**9)
-    look = snapshot.take(name_of(group.address), group.group)
+    look = snapshot.take(group.group)
     assert [member.told and member.told.received for member in look.members] == [5, None]
     assert [member.state for member in look.members] == [State.ALIVE, State.ALIVE]
     monkeypatch.setattr(snapshot.time, "time_ns", lambda: int((1.1 + snapshot.SILENT_AFTER) * 1e9))
-    assert snapshot.take(name_of(group.address), group.group).members[0].state is State.SILENT
+    assert snapshot.take(group.group).members[0].state is State.SILENT
     group.kill(0)
-    dead = snapshot.take(name_of(group.address), group.group).members[0]
+    dead = snapshot.take(group.group).members[0]
     assert (dead.state, dead.told and dead.told.received) == (State.DEAD, 5)
 
 
@@ -65,20 +59,20 @@ def test_half_a_report_is_none(cluster):
     other = replace(EMPTY, cookie=group.memberships[0].cookie, received=6, sent=6).pack()
     group.group._maps.reports[100 : len(other)] = other[100:]
     assert reports.read(0) is None
-    assert snapshot.take(name_of(group.address), group.group).members[0].told is None
+    assert snapshot.take(group.group).members[0].told is None
 
 
 def test_rates(cluster):
     """Rates are what was told between two reports, by their own times; another socket began at nothing."""
     group = cluster(2)
     cookies = [group.memberships[index].cookie for index in range(2)]
-    reports, name = group.group.reports, name_of(group.address)
+    reports = group.group.reports
     for index, cookie in enumerate(cookies):
         reports.write(index, replace(EMPTY, cookie=cookie, received=100, received_bytes=1000, written_ns=10**9))
-    before = snapshot.take(name, group.group)
+    before = snapshot.take(group.group)
     reports.write(0, replace(EMPTY, cookie=cookies[0], received=700, received_bytes=7000, written_ns=3 * 10**9))
     reports.write(1, replace(EMPTY, cookie=cookies[1], received=200, received_bytes=1000, written_ns=2 * 10**9))
-    after = snapshot.take(name, group.group)
+    after = snapshot.take(group.group)
     first, second = snapshot.rates(before, after)
     assert (first.datagrams, first.bytes, first.share) == (300, 3000, 0.75)
     assert (second.datagrams, second.bytes, second.share) == (100, 0, 0.25)
@@ -115,12 +109,12 @@ def ask(address, sources, *datagrams):
     return len(sources) * sum(map(len, datagrams))
 
 
-async def told(group, address, **wanted):
+async def told(group, **wanted):
     """The snapshot when the members together have told these numbers."""
     looks = []
 
     def enough():
-        looks.append(snapshot.take(name_of(address), group))
+        looks.append(snapshot.take(group))
         found = {name: sum(getattr(one.told, name) for one in looks[-1].members if one.told) for name in wanted}
         return found == wanted
 
@@ -143,7 +137,7 @@ async def test_members_tell_what_they_counted(bpffs, address, tmp_path):
         size = ask(address, sources, "one", "bad", "three")
         group = Group.open(address, bpffs=bpffs)
         try:
-            look = await told(group, address, received=90, handled=60, errors=30, sent=60, sources=30)
+            look = await told(group, received=90, handled=60, errors=30, sent=60, sources=30)
             assert sum(member.told.received_bytes for member in look.members) == size
             assert sum(member.told.messages for member in look.members) == 90
             assert sum(member.kernel.packets for member in look.members) == 90
@@ -156,7 +150,7 @@ async def test_members_tell_what_they_counted(bpffs, address, tmp_path):
             owners = {source: group.locate(source) for source in sources}
             assert Counter(owners.values()) == {member.index: member.sources for member in look.members}
             ends = [await zero.stop(), await one.stop()]
-            look = snapshot.take(name_of(address), group)
+            look = snapshot.take(group)
             assert [member.state for member in look.members] == [State.DEAD] * 2
             for member, end in zip(look.members, ends, strict=True):
                 for counter in ("received", "handled", "errors", "received_bytes", "sent", "abandoned", "kernel_drops"):
@@ -175,11 +169,11 @@ async def test_workers_go_on_counting(bpffs, address):
         group = Group.open(address, bpffs=bpffs)
         try:
             ask(address, sources, "one", "two")
-            first = await told(group, address, received=20, sources=10)
+            first = await told(group, received=20, sources=10)
             supervisor.send_signal(signal.SIGHUP)
             await supervisor.event("restarted")
             ask(address, sources, "one")
-            second = await told(group, address, received=30, handled=30, sources=10)
+            second = await told(group, received=30, handled=30, sources=10)
             for before, after in zip(first.members, second.members, strict=True):
                 assert before.pid != after.pid
                 assert before.uid == after.uid != 0
@@ -197,12 +191,12 @@ async def test_who_takes_over_begins_at_nothing(bpffs, address, tmp_path):
         group = Group.open(address, bpffs=bpffs)
         try:
             ask(address, [ip_address("127.0.2.1")], "one", "two")
-            await told(group, address, received=2)
+            await told(group, received=2)
             async with Member(*options, "--takeover", report=tmp_path / "new") as new:
                 await new.ready()
                 assert (await old.ended())["received"] == 2
                 ask(address, [ip_address("127.0.2.1")], "three")
-                look = await told(group, address, received=1)
+                look = await told(group, received=1)
                 assert (look.members[0].pid, look.members[0].kernel.packets) == (new.process.pid, 3)
                 await new.stop()
         finally:

@@ -22,8 +22,8 @@ from aiolb import sockets
 from aiolb.address import Address
 from aiolb.bpf import hashing, spec
 from aiolb.bpf.abi import FLAG_EVENTS
-from aiolb.bpf.discovery import GroupName
 from aiolb.bpf.group import Group, GroupOptions
+from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.keys import key_of
 
 ROOM = 5_461

@@ -202,7 +202,7 @@ def test_the_limits_of_a_prepared_group(prepared, as_nobody, bpffs, address):
     folder = prepared(count=1, seed=7)
     code = """
 from aiolb.bpf import deletion
-from aiolb.bpf.discovery import GroupName
+from aiolb.bpf.group_name import GroupName
 answer = {"delete": told(lambda: deletion.delete(GroupName("udp", address), bpffs))}
 (folder,) = bpffs.glob("aiolb/*/*")
 answer["writable"] = os.access(folder, os.W_OK)
