@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loading import module_of
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -200,9 +200,7 @@ def test_described():
 
 def test_reference():
     """The table of docs/reference/metrics.md is what `make reference` writes."""
-    spec = importlib.util.spec_from_file_location("metrics_table", ROOT / "tools" / "metrics_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(ROOT / "tools" / "metrics_table.py")
     text = module.DOCUMENT.read_text()
     assert module.table() in text
     assert module.with_table(text) == text
