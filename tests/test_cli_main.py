@@ -38,3 +38,11 @@ def test_an_option_that_is_missing():
         2,
         ["aiolb: error: Missing option '--to'", "  hint: see: aiolb move --help"],
     )
+
+
+@pytest.mark.parametrize("command", ["rebalance", "status", "top"])
+def test_a_time_that_is_no_number(command):
+    """NaN is in no range, though it is not below or above one."""
+    done = CliRunner().invoke(main, [command, "--interval", "nan"], prog_name="aiolb")
+    told = "aiolb: error: Invalid value for '--interval': 'nan' is no number of seconds"
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (2, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -35,6 +36,17 @@ class GroupType(click.ParamType):  # type: ignore[type-arg] # generic in new ver
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> GroupName:  # noqa: ARG002 - click's own signature
         """Read the address; its mistakes are told as ours."""
         return value if isinstance(value, GroupName) else GroupName.parse(value)
+
+
+class Seconds(click.FloatRange):
+    """Seconds in a range; click takes ``nan`` to be in every one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number; its mistakes are told as click's own."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
 
 
 bpffs_option = click.option(

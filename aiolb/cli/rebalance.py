@@ -12,7 +12,7 @@ import click
 
 from aiolb.bpf.discovery import the_group
 from aiolb.bpf.group_name import GroupName
-from aiolb.cli.groups import group_option, opened
+from aiolb.cli.groups import Seconds, group_option, opened
 from aiolb.cli.texts import listed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Way:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 600),
+    type=Seconds(0.1, 600),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -15,7 +15,7 @@ import click
 from aiolb.bpf.discovery import group_names, the_group
 from aiolb.bpf.group_name import GroupName
 from aiolb.cli import units
-from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
+from aiolb.cli.groups import MIN_INTERVAL, GroupType, Seconds, bpffs_option, opened
 from aiolb.cli.texts import folded, plain_console
 from aiolb.errors import AiolbError, ConfigurationError, GroupNotFoundError
 
@@ -41,7 +41,7 @@ class Reading:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(0, 3600),
     metavar="SECONDS",
     default=1.0,
     show_default=True,

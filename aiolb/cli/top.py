@@ -15,7 +15,7 @@ import click
 
 from aiolb.bpf.discovery import the_group
 from aiolb.bpf.group_name import GroupName
-from aiolb.cli.groups import MIN_INTERVAL, GroupType, bpffs_option, opened
+from aiolb.cli.groups import MIN_INTERVAL, GroupType, Seconds, bpffs_option, opened
 from aiolb.cli.texts import plain_console
 from aiolb.errors import GroupNotFoundError
 
@@ -49,7 +49,7 @@ _SORTS = {"r": "rate", "d": "drops", "u": "queue", "e": "errors", "p": "p99", "m
 @click.argument("group", type=GroupType(), required=False, metavar="[[tcp:]HOST:PORT]")
 @click.option(
     "--interval",
-    type=click.FloatRange(MIN_INTERVAL, MAX_INTERVAL),
+    type=Seconds(MIN_INTERVAL, MAX_INTERVAL),
     metavar="SECONDS",
     default=1.0,
     show_default=True,
