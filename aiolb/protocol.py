@@ -211,6 +211,8 @@ class CollectorProtocol(asyncio.DatagramProtocol):
         if self._room.is_set() and not self._stopped:
             self._room.clear()
             self._call_transport("pause_reading")
+            # What paused it may be gone when handlers that run at once are through, and nobody tells of that.
+            self._loop.call_soon(self.make_room)
 
     def make_room(self) -> None:
         """Read again, unless something still forbids it."""

@@ -1189,6 +1189,31 @@ def test_a_handler_that_runs_at_once_may_bring_more(run):
     run(main)
 
 
+@pytest.mark.parametrize("behind", [b"last", b"resume"])
+def test_writing_may_pause_and_resume_while_handlers_run_at_once(run, behind):
+    """Reading goes on when all of them are through, whatever is handled after the one that lets it."""
+
+    async def main():
+        class Writing(Recorder):
+            async def act(self, datagram):
+                if datagram in (b"pause", b"resume"):
+                    (protocol.pause_writing if datagram == b"pause" else protocol.resume_writing)()
+                    reading.append(transport.reading)
+                await super().act(datagram)
+
+        reading = []
+        protocol, transport = make(Writing())
+        protocol.datagrams_received(datagrams("a:1"))
+        await settle(protocol)
+        batch = datagrams("a:pause", "a:resume", f"a:{behind.decode()}")
+        asyncio.get_running_loop().call_soon(protocol.datagrams_received, batch)
+        await settle(protocol)
+        assert (reading[:2], transport.reading) == ([False, False], True)
+        assert counts(protocol, "handled", "pending", "lanes") == (4, 0, 1)
+
+    run(main)
+
+
 def test_drained_and_has_room_return_at_once_when_there_is_nothing(run):
     """Both are immediate on a fresh protocol, and closed() follows connection_lost."""
 

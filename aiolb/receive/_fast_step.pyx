@@ -61,8 +61,7 @@ cdef class FastDoor:
     def take(self, batch, /):
         """Take a batch; see :meth:`aiolb.receive.door.Door.take`."""
         cdef object lane, rest
-        cdef unsigned long long received = self.received + len(batch)
-        self.received = received
+        self.received += len(batch)
         if self.runner is not None or not self.parked or not self._at_once:
             self._keeper.take_later(batch)
             return
@@ -75,7 +74,7 @@ cdef class FastDoor:
             return
         self.runner = lane
         rest = self._run()
-        if rest is None and not size_of(self._pending) and self.received == received:
+        if rest is None and not size_of(self._pending):
             self.runner = None
         else:
             self._keeper.go_on(lane, rest)

@@ -109,7 +109,7 @@ class PlainDoor:
 
     def take(self, batch: Sequence[Datagram], /) -> None:
         """Take a batch; see :meth:`Door.take`."""
-        received = self.received = self.received + len(batch)
+        self.received += len(batch)
         if self.runner is not None or not self.parked or not self._at_once:
             self._keeper.take_later(batch)
             return
@@ -120,9 +120,8 @@ class PlainDoor:
             return
         self.runner = lane
         rest = self._run(lane)
-        if rest is None and not self._pending and self.received == received:
-            # All is as it was before: who waits for room, or for nothing to be pending, need not be told. What a
-            # handler itself brought meanwhile may have paused reading.
+        if rest is None and not self._pending:
+            # All is as it was before: who waits for room, or for nothing to be pending, need not be told.
             self.runner = None
         else:
             self._keeper.go_on(lane, rest)
