@@ -123,7 +123,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class has them
         """A client that has gone is no error of ours; whatever else it is, the collector goes on."""
-        _log.debug("metrics_request_failed", exc_info=True)
+        _log.debug("metrics_client_failed", exc_info=True)
 
     def stop(self) -> None:
         """Accept nobody any more, and close the port."""

@@ -183,6 +183,12 @@ def test_round_trips_for_programs(target):
     assert re.fullmatch("[0-9a-f]{16}", summary["run"])
 
 
+def test_no_round_trip_asked_for(target):
+    """Where nothing is sent, nothing has to come back."""
+    result = invoke(target, "--echo", "--count", "0", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["sent_datagrams"], result.stderr) == (0, 0, "")
+
+
 def test_round_trips_without_an_answer(receiver, target):
     """The summary tells that all is lost; the exit code is 1, and the hint names a collector that answers."""
     result = invoke(target, "--echo", "--rate", "1000", "--count", "3", "--json")

@@ -17,7 +17,6 @@ from aiolb.bpf import classic, syscall
 from aiolb.bpf.abi import BPFFS
 from aiolb.bpf.changes import SlotsChange
 from aiolb.bpf.group import Group, GroupOptions
-from aiolb.bpf.group_name import GroupName
 from aiolb.bpf.keys import Key
 from aiolb.bpf.pins import Pins
 from aiolb.bpf.rules import GuardOptions
@@ -340,10 +339,10 @@ def refuse_to_mix(address: Address, options: GroupOptions, own: Collection[socke
     found = sockets.holders_of(address, protocol=options.protocol)
     others = [holder for holder in found if holder.pid != os.getpid()]
     if others and _may_be_running(address, options, {holder.uid for holder in others}):
-        name = GroupName(options.protocol, address)
+        pins = Pins(address, protocol=options.protocol, bpffs=options.bpffs or BPFFS)
         raise GroupError(
-            f"a group with the eBPF balancer is running at {name} ({'; '.join(map(str, others))})",
-            hint="join it as its members' user, without --balancer classic; aiolb group show has its owner",
+            f"a group with the eBPF balancer is running at {pins.name} ({'; '.join(map(str, others))})",
+            hint=f"join it as its members' user, without --balancer classic; {pins.command('show')} has its owner",
         )
 
 

@@ -59,7 +59,8 @@ def check(publisher: Sending, statistics: PublisherStatistics) -> None:
 
     if isinstance(publisher.config, ReplayConfig) and not statistics.sent:
         raise AiolbError(f"nothing of the capture {publisher.config.file} was sent")
-    if isinstance(statistics, EchoStatistics) and not statistics.answered:
+    asked = statistics.sent or statistics.errors
+    if isinstance(statistics, EchoStatistics) and asked and not statistics.answered:
         target = publisher.config.target
         raise AiolbError(
             f"no answer came from {target}",
