@@ -72,7 +72,7 @@ def of_startup(content: dict[str, Any]) -> Iterator[Line]:
         (f"growth of its memory with {sources}", "growth", 1e-6, GROWTH_MB, "MB"),
     ):
         found = Spread.of(run[key] * unit for run in runs).median
-        yield Line(what, f"{limit} {name}", f"{found:.{0 if name == 'ms' else 1}f} {name}", found <= limit)
+        yield Line(what, f"{limit} {name}", f"{found:.1f} {name}", found <= limit)
 
 
 def of_steering(content: dict[str, Any]) -> Iterator[Line]:
