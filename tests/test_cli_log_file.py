@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from deadline import DEADLINE
+from serving import AIOLB
 
 from aiolb.cli.main import main
 
-AIOLB = [sys.executable, "-m", "aiolb"]
 ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 
 pytestmark = pytest.mark.usefixtures("logs_as_before", "nothing_left")

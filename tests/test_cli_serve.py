@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from deadline import DEADLINE
+from serving import AIOLB
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -27,7 +28,6 @@ from aiolb.config import ServeConfig
 from aiolb.errors import StartError
 
 ROOT = Path(__file__).parent.parent
-AIOLB = [sys.executable, "-m", "aiolb"]
 ALONE = ["--bind", "127.0.0.1:0", "--balancer", "none"]
 NOBODY = 65534
 RMEM_MAX = int(Path("/proc/sys/net/core/rmem_max").read_text())

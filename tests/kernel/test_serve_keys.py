@@ -17,6 +17,7 @@ import serving
 import supervision
 from deadline import DEADLINE
 from documents import ROOT, blocks, commands
+from serving import AIOLB
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -24,7 +25,6 @@ from aiolb.bpf import compiler, spec
 from aiolb.bpf.group import Group, GroupOptions
 from aiolb.bpf.key_file import KeyFile
 
-AIOLB = [sys.executable, "-m", "aiolb"]
 DOCUMENT, SESSION = "docs/how-to/keys.md", ROOT / "examples/keys/session.c"
 TABLE = """int key_of(const struct packet *packet, struct key *key)
 {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import supervision
+from serving import AIOLB
 
 from aiolb import sockets
 from aiolb.address import Address
@@ -25,7 +26,6 @@ from aiolb.privileges import parse
 NOBODY = pwd.getpwnam("nobody")
 DAEMON = pwd.getpwuid(1)
 ROOT = Path(__file__).parent.parent.parent
-AIOLB = [sys.executable, "-m", "aiolb"]
 
 # Begins what runs as nobody: who it is, and how it sends and receives.
 START = """
@@ -64,6 +64,12 @@ def told(action):
     except AiolbError as error:
         return [type(error).__name__, str(error), error.hint]
     return None
+"""
+
+# Joins, and tells why it may not.
+JOIN = """
+with aiolb.bind(address) as sock:
+    print(json.dumps(told(lambda: aiolb.join(sock, index=0, balancer="ebpf", bpffs=bpffs))))
 """
 
 EVERYTHING = """
@@ -291,11 +297,7 @@ def test_a_folder_that_is_closed(prepared, as_nobody, bpffs):
     prepared(count=1)
     bpffs.chmod(0o700)
     try:
-        code = """
-with aiolb.bind(address) as sock:
-    print(json.dumps(told(lambda: aiolb.join(sock, index=0, balancer="ebpf", bpffs=bpffs))))
-"""
-        assert as_nobody(code) == [
+        assert as_nobody(JOIN) == [
             "PrivilegeError",
             f"this user may not enter {bpffs}, below which groups are pinned",
             f"as root: chmod o+x {bpffs}; --balancer classic needs no privilege",
@@ -316,11 +318,7 @@ def test_another_user_s_group(as_nobody, bpffs, address):
         (folder,) = bpffs.glob("aiolb/*/*")
         for path in (*folder.iterdir(), folder):
             os.chown(path, DAEMON.pw_uid, DAEMON.pw_gid)
-        code = """
-with aiolb.bind(address) as sock:
-    print(json.dumps(told(lambda: aiolb.join(sock, index=0, balancer="ebpf", bpffs=bpffs))))
-"""
-        assert as_nobody(code) == [
+        assert as_nobody(JOIN) == [
             "PrivilegeError",
             f"this user may not open the group in {folder}: Permission denied",
             f"run as {DAEMON.pw_name}, or as root: aiolb group create {address} --owner nobody --bpffs {bpffs}",
